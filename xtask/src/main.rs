@@ -1,2 +1,50 @@
-//! Development tasks.
-fn main() {}
+//! Development tasks, run as `cargo xtask TASK`.
+//!
+//! [`ci`] holds the list of checks and runs them one after another; continuous integration calls exactly that list
+//! through `.ci/run`, so what passes here passes there. [`e2e`] prepares and runs the end-to-end tests.
+#![forbid(unsafe_code)]
+
+mod ci;
+mod e2e;
+mod shell;
+
+use anyhow::{Result, bail};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match run(&words) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(words: &[&str]) -> Result<()> {
+    match words {
+        ["ci"] => ci::run_all(),
+        ["ci", "--only", names @ ..] if !names.is_empty() => ci::run_only(names),
+        ["e2e", tests @ ..] => {
+            ci::run_only(&["release"])?;
+            e2e::run(tests)
+        }
+        [] | ["help" | "--help" | "-h"] => {
+            eprint!("{HELP}\nSteps of `ci`, in order:\n{}", ci::describe());
+            Ok(())
+        }
+        _ => bail!(
+            "unknown task `{}`; `cargo xtask help` lists the tasks",
+            words.join(" ")
+        ),
+    }
+}
+
+const HELP: &str = "\
+cargo xtask ci                    every check, in order; exactly what continuous integration runs
+cargo xtask ci --only STEP...     only these steps
+cargo xtask e2e [MODULE...]       release build, then the end-to-end tests (all, or `test_chat test_failures ...`)
+cargo xtask help                  this text
+";

@@ -1,0 +1,144 @@
+//! The checks of continuous integration, in order.
+
+use crate::{
+    e2e,
+    shell::{check, command, succeeds},
+};
+use anyhow::{Context, Result, bail};
+use std::{
+    fmt::Write,
+    time::{Duration, Instant},
+};
+
+/// One check.
+struct Step {
+    name: &'static str,
+    about: &'static str,
+    run: fn() -> Result<()>,
+}
+
+/// Cheap checks come first, so that a slip is known within seconds.
+const STEPS: &[Step] = &[
+    step("fmt", "formatting", fmt),
+    step(
+        "rules",
+        "house rules: crate arrows, unsafe code, purity",
+        rules,
+    ),
+    step("clippy", "lints, warnings denied", clippy),
+    step("test", "unit and integration tests", test),
+    step("doctest", "examples in the documentation", doctest),
+    step("docs", "documentation build, warnings denied", docs),
+    step("release", "the release binary", release),
+    step("e2e", "the release binary with a real model", || {
+        e2e::run(&[])
+    }),
+];
+
+/// Runs every step.
+///
+/// # Errors
+/// At the first step that fails, naming it.
+pub(crate) fn run_all() -> Result<()> {
+    run(STEPS.iter())
+}
+
+/// Runs the steps of these names, in the order of the list.
+///
+/// # Errors
+/// When a name is unknown, or at the first step that fails.
+pub(crate) fn run_only(names: &[&str]) -> Result<()> {
+    if let Some(unknown) = names
+        .iter()
+        .find(|name| STEPS.iter().all(|step| step.name != **name))
+    {
+        bail!("unknown step `{unknown}`; the steps are:\n{}", describe());
+    }
+    run(STEPS.iter().filter(|step| names.contains(&step.name)))
+}
+
+/// Lists the steps, one a line.
+pub(crate) fn describe() -> String {
+    let mut text = String::new();
+    for Step { name, about, .. } in STEPS {
+        writeln!(text, "  {name:<8} {about}").expect("writing to a string succeeds");
+    }
+    text
+}
+
+const fn step(name: &'static str, about: &'static str, run: fn() -> Result<()>) -> Step {
+    Step { name, about, run }
+}
+
+fn run<'a>(steps: impl Iterator<Item = &'a Step>) -> Result<()> {
+    let start = Instant::now();
+    let mut times = Vec::new();
+    for step in steps {
+        eprintln!("\n=== {}: {}", step.name, step.about);
+        let step_start = Instant::now();
+        let outcome = (step.run)();
+        let seconds = seconds(step_start.elapsed());
+        times.push(format!("{:<8} {seconds:>8}", step.name));
+        if let Err(error) = outcome {
+            eprintln!("=== {}: FAILED after {seconds}", step.name);
+            return Err(error).with_context(|| {
+                format!(
+                    "step `{0}` (again alone: cargo xtask ci --only {0})",
+                    step.name
+                )
+            });
+        }
+        eprintln!("=== {}: ok in {seconds}", step.name);
+    }
+    eprintln!(
+        "\nall steps passed in {}\n  {}",
+        seconds(start.elapsed()),
+        times.join("\n  ")
+    );
+    Ok(())
+}
+
+fn seconds(elapsed: Duration) -> String {
+    format!("{:.1} s", elapsed.as_secs_f64())
+}
+
+fn cargo(line: &str) -> Result<()> {
+    check(command("cargo").args(line.split(' ')))
+}
+
+fn fmt() -> Result<()> {
+    cargo("fmt --all --check")
+}
+
+fn rules() -> Result<()> {
+    cargo("test --package xtask --test house_rules")
+}
+
+fn clippy() -> Result<()> {
+    cargo("clippy --workspace --all-targets -- -D warnings")
+}
+
+fn test() -> Result<()> {
+    if succeeds(command("cargo").args(["nextest", "--version"])) {
+        return cargo("nextest run --workspace");
+    }
+    eprintln!(
+        "cargo-nextest is not installed (`cargo install cargo-nextest --locked`): running `cargo test` instead"
+    );
+    cargo("test --workspace --lib --bins --tests")
+}
+
+fn doctest() -> Result<()> {
+    cargo("test --workspace --doc")
+}
+
+fn docs() -> Result<()> {
+    let mut doc = command("cargo");
+    doc.args(["doc", "--workspace", "--no-deps"])
+        .env("RUSTDOCFLAGS", "-D warnings");
+    check(&mut doc)
+}
+
+fn release() -> Result<()> {
+    cargo("build --release --package shoal")
+}
