@@ -1,0 +1,6 @@
+#![no_main]
+
+#[path = "../cases/gguf.rs"]
+mod case;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| case::run(data));
