@@ -1,0 +1,119 @@
+use std::arch::x86_64::*;
+
+use super::avx2::{Ymm, intrinsics};
+use super::{Operation, Simd};
+use crate::Isa;
+
+/// Proof that the processor has AVX-512 F, BW, VL and VNNI, and what AVX2 stands for.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    pub(crate) fn new() -> Option<Self> {
+        Isa::Avx512.is_available().then_some(Self(()))
+    }
+
+    /// Enters code compiled for this instruction set.
+    pub(crate) fn run<O: Operation>(self, operation: O) -> O::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+        fn enter<O: Operation>(token: Avx512, operation: O) -> O::Output {
+            operation.run(token)
+        }
+        // SAFETY: a value of this type exists only where the processor has these features.
+        unsafe { enter(self, operation) }
+    }
+}
+
+impl Simd for Avx512 {
+    const LANES: usize = 16;
+    // With 4 tokens: 8 independent chains hide the latency of the dot product, and 16 of 32 registers hold sums.
+    const ROW_VECTORS: usize = 2;
+    type F32 = __m512;
+    type I32 = __m512i;
+    type Chunk = Ymm<true>;
+
+    #[inline(always)]
+    fn chunk(self) -> Self::Chunk {
+        Ymm::vnni(self)
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32]) -> __m512 {
+        assert!(from.len() >= 16);
+        // SAFETY: `self` proves the features, and 64 bytes are there.
+        unsafe { _mm512_loadu_ps(from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[u16]) -> __m512 {
+        assert!(from.len() >= 16);
+        // SAFETY: `self` proves the features, and 32 bytes are there.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn load_f16_bytes(self, from: &[u8]) -> __m512 {
+        assert!(from.len() >= 32);
+        // SAFETY: `self` proves the features, and 32 bytes are there.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn load_bf16_bytes(self, from: &[u8]) -> __m512 {
+        assert!(from.len() >= 32);
+        // SAFETY: `self` proves the features, and 32 bytes are there.
+        unsafe {
+            let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
+        }
+    }
+
+    #[inline(always)]
+    fn load_f32_bytes(self, from: &[u8]) -> __m512 {
+        assert!(from.len() >= 64);
+        // SAFETY: `self` proves the features, and 64 bytes are there; the load needs no alignment.
+        unsafe { _mm512_loadu_ps(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn store(self, x: __m512, to: &mut [f32]) {
+        assert!(to.len() >= 16);
+        // SAFETY: `self` proves the features, and there is room for 64 bytes.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), x) }
+    }
+
+    #[inline(always)]
+    fn load_bytes(self, from: &[u8]) -> __m512i {
+        assert!(from.len() >= 64);
+        // SAFETY: `self` proves the features, and 64 bytes are there.
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    }
+
+    intrinsics! {
+        fn splat(self, x: f32) -> __m512 { _mm512_set1_ps(x) }
+        fn add(self, a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
+        fn sub(self, a: __m512, b: __m512) -> __m512 { _mm512_sub_ps(a, b) }
+        fn mul(self, a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
+        fn div(self, a: __m512, b: __m512) -> __m512 { _mm512_div_ps(a, b) }
+        fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fmadd_ps(a, b, c) }
+        fn min(self, a: __m512, b: __m512) -> __m512 { _mm512_min_ps(a, b) }
+        fn max(self, a: __m512, b: __m512) -> __m512 { _mm512_max_ps(a, b) }
+        fn round(self, x: __m512) -> __m512 {
+            _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x)
+        }
+        fn power_of_two(self, n: __m512) -> __m512 {
+            let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
+        }
+        fn sum(self, x: __m512) -> f32 { _mm512_reduce_add_ps(x) }
+        fn largest(self, x: __m512) -> f32 { _mm512_reduce_max_ps(x) }
+        fn zero_i32(self) -> __m512i { _mm512_setzero_si512() }
+        fn splat_bytes(self, bytes: [i8; 4]) -> __m512i {
+            _mm512_set1_epi32(i32::from_ne_bytes(bytes.map(|b| b as u8)))
+        }
+        fn dot_add(self, sum: __m512i, weights: __m512i, activations: __m512i, _wide: bool) -> __m512i {
+            _mm512_dpbusd_epi32(sum, weights, activations)
+        }
+        fn to_f32(self, x: __m512i) -> __m512 { _mm512_cvtepi32_ps(x) }
+    }
+}

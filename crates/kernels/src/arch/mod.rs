@@ -1,0 +1,185 @@
+//! The vector traits that every kernel is written over, and one thin shell for each instruction set.
+//!
+//! A shell's value (`Avx2`, `Avx512`) can only be had on a processor that has the instructions, so
+//! its methods are safe to call. All of them are `#[inline(always)]`: they only become single
+//! instructions inside a function compiled for that instruction set, which is what
+//! [`Token::run`] enters.
+
+use crate::Isa;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod scalar;
+
+pub(crate) use scalar::Scalar;
+
+/// A kernel with its arguments, to be compiled for each instruction set.
+///
+/// Implementations of `run` must be `#[inline(always)]`, and so must what they call, and should
+/// keep closures out of inner loops: a closure does not inherit the instruction set.
+pub(crate) trait Operation {
+    /// What the kernel returns.
+    type Output;
+    /// Computes with the vectors of `simd`.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Vectors of [`Simd::LANES`] floats, or of as many groups of four bytes.
+pub(crate) trait Simd: Copy {
+    /// Floats in a vector; divides `kv_cache::ALIGN`.
+    const LANES: usize;
+    /// Vectors of rows that a product over several tokens keeps in registers.
+    const ROW_VECTORS: usize;
+    /// `LANES` floats.
+    type F32: Copy;
+    /// `LANES` 32-bit integers, each also seen as four bytes.
+    type I32: Copy;
+    /// Operations on a run of 32 weights.
+    type Chunk: Chunk;
+
+    fn chunk(self) -> Self::Chunk;
+    fn splat(self, x: f32) -> Self::F32;
+    /// Loads the first `LANES` of `from`.
+    fn load(self, from: &[f32]) -> Self::F32;
+    /// Loads the first `LANES` half-precision floats of `from`, given as bits.
+    fn load_f16(self, from: &[u16]) -> Self::F32;
+    /// The same from little-endian bytes.
+    fn load_f16_bytes(self, from: &[u8]) -> Self::F32;
+    /// Loads `LANES` bfloat16 from little-endian bytes.
+    fn load_bf16_bytes(self, from: &[u8]) -> Self::F32;
+    /// Loads `LANES` floats from little-endian bytes.
+    fn load_f32_bytes(self, from: &[u8]) -> Self::F32;
+    fn store(self, x: Self::F32, to: &mut [f32]);
+    fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn div(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a * b + c`.
+    fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    /// The smaller of each pair; `b` where either is NaN.
+    fn min(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// The larger of each pair; `b` where either is NaN.
+    fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// The nearest integers.
+    fn round(self, x: Self::F32) -> Self::F32;
+    /// `2^n` for integers in `-127..=127`; `2^-127` counts as 0.
+    fn power_of_two(self, n: Self::F32) -> Self::F32;
+    /// The sum of the lanes.
+    fn sum(self, x: Self::F32) -> f32;
+    /// The largest lane.
+    fn largest(self, x: Self::F32) -> f32;
+
+    fn zero_i32(self) -> Self::I32;
+    /// Loads `4 * LANES` bytes.
+    fn load_bytes(self, from: &[u8]) -> Self::I32;
+    /// The same four bytes in every lane.
+    fn splat_bytes(self, bytes: [i8; 4]) -> Self::I32;
+    /// Adds to each lane the product sum of its four unsigned weights and four signed activations.
+    /// Weights are below 128 unless `wide`; activations are not -128.
+    fn dot_add(
+        self,
+        sum: Self::I32,
+        weights: Self::I32,
+        activations: Self::I32,
+        wide: bool,
+    ) -> Self::I32;
+    fn to_f32(self, x: Self::I32) -> Self::F32;
+
+    /// `e^x` to a few units in the last place; inputs are clamped to ±88, below which it is 0.
+    #[inline(always)]
+    fn exp(self, x: Self::F32) -> Self::F32 {
+        // x last: min and max then hand a NaN on.
+        let x = self.min(self.splat(88.0), self.max(self.splat(-88.0), x));
+        // e^x = 2^n e^r with |r| <= ln 2 / 2; ln 2 in two parts keeps r exact (Cody and Waite).
+        let n = self.round(self.mul(x, self.splat(std::f32::consts::LOG2_E)));
+        let r = self.mul_add(n, self.splat(-0.693_359_4), x);
+        let r = self.mul_add(n, self.splat(2.121_944_4e-4), r);
+        // Cephes expf: e^r = 1 + r + r² p(r).
+        let mut p = self.splat(1.987_569_1e-4);
+        for coefficient in [
+            1.398_199_9e-3,
+            8.333_452e-3,
+            4.166_579_6e-2,
+            1.666_666_5e-1,
+            0.5,
+        ] {
+            p = self.mul_add(p, r, self.splat(coefficient));
+        }
+        let p = self.mul_add(self.mul(r, r), p, self.add(r, self.splat(1.0)));
+        self.mul(p, self.power_of_two(n))
+    }
+}
+
+/// Operations on a chunk: 32 consecutive weights of one row as unsigned bytes.
+pub(crate) trait Chunk: Copy {
+    /// 32 bytes.
+    type Bytes: Copy;
+    /// Partial sums of a row; the first half belongs to the first 16 weights of each chunk.
+    type Sums: Copy;
+
+    fn f16(self, bytes: [u8; 2]) -> f32;
+    fn load(self, from: &[u8; 32]) -> Self::Bytes;
+    fn store(self, x: Self::Bytes) -> [u8; 32];
+    /// The 16 low halves of the bytes, then the 16 high halves.
+    fn nibbles(self, from: &[u8; 16]) -> Self::Bytes;
+    /// Byte `i` is bit `i`.
+    fn bits(self, from: [u8; 4]) -> Self::Bytes;
+    /// Bits `shift..shift + width` of each byte.
+    fn field(self, x: Self::Bytes, shift: u32, width: u32) -> Self::Bytes;
+    /// `low | high << 4`, for bytes `high` below 16.
+    fn join(self, low: Self::Bytes, high: Self::Bytes) -> Self::Bytes;
+    /// Flips the sign bits: `i8` to `u8` with 128 added.
+    fn flip_sign(self, x: Self::Bytes) -> Self::Bytes;
+    fn zero(self) -> Self::Sums;
+    /// Adds `scales[i] × Σ weights × activations` over each half `i` of a chunk; `wide` as in [`Simd::dot_add`].
+    fn add_products(
+        self,
+        sums: Self::Sums,
+        weights: Self::Bytes,
+        activations: &[i8; 32],
+        scales: [f32; 2],
+        wide: bool,
+    ) -> Self::Sums;
+    fn total(self, sums: Self::Sums) -> f32;
+    /// Hints that the cache line at `address` will be read soon; any address is allowed.
+    fn prefetch(self, address: *const u8);
+}
+
+/// An instruction set this processor was seen to have.
+#[derive(Clone, Copy)]
+pub(crate) enum Token {
+    Scalar(Scalar),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512),
+}
+
+impl Token {
+    pub(crate) fn new(isa: Isa) -> Option<Self> {
+        match isa {
+            Isa::Scalar => Some(Self::Scalar(Scalar)),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::Avx2::new().map(Self::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::Avx512::new().map(Self::Avx512),
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 | Isa::Avx512 => None,
+        }
+    }
+
+    pub(crate) fn run<O: Operation>(self, operation: O) -> O::Output {
+        match self {
+            Self::Scalar(token) => operation.run(token),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(token) => token.run(operation),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(token) => token.run(operation),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,114 @@
+use std::fmt;
+
+/// Instruction set that the kernels use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Isa {
+    /// Plain Rust with `f32` activations; runs everywhere and defines what the others compute.
+    Scalar,
+    /// AVX2, FMA and F16C; 8-bit activations against quantised weights.
+    Avx2,
+    /// AVX-512 F, BW, VL and VNNI; 8-bit activations against quantised weights.
+    Avx512,
+}
+
+impl Isa {
+    /// Every instruction set, slowest first.
+    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+
+    /// Returns the fastest instruction set of this processor.
+    pub fn detect() -> Self {
+        Self::ALL
+            .into_iter()
+            .rfind(|isa| isa.is_available())
+            .unwrap_or(Self::Scalar)
+    }
+
+    /// Says whether this processor can run it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 | Self::Avx512 => false,
+        }
+    }
+
+    /// Parses a name given by the user.
+    ///
+    /// # Errors
+    /// If there is no such instruction set, or this processor does not have it; the message lists what it has.
+    pub fn parse(name: &str) -> Result<Self, IsaError> {
+        let found = Self::ALL.into_iter().find(|isa| isa.name() == name);
+        let Some(isa) = found else {
+            return Err(IsaError::Unknown(name.to_owned(), available()));
+        };
+        if isa.is_available() {
+            Ok(isa)
+        } else {
+            Err(IsaError::Unavailable(isa, available()))
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Why an instruction set cannot be used. The user can fix it by naming another.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IsaError {
+    /// No instruction set has this name.
+    #[error("unknown instruction set {0:?}; this processor has: {1}")]
+    Unknown(String, String),
+    /// The processor lacks it.
+    #[error("this processor cannot run {0}; it has: {1}")]
+    Unavailable(Isa, String),
+}
+
+fn available() -> String {
+    let names: Vec<_> = Isa::ALL
+        .into_iter()
+        .filter(|isa| isa.is_available())
+        .map(Isa::name)
+        .collect();
+    names.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parse_accepts_what_is_there_and_lists_it_otherwise() {
+        assert_eq!(Isa::parse("scalar"), Ok(Isa::Scalar));
+        assert!(Isa::detect().is_available());
+        let error = Isa::parse("sse9").unwrap_err().to_string();
+        assert!(error.starts_with("unknown instruction set \"sse9\"; this processor has: scalar"));
+        for isa in Isa::ALL {
+            assert_eq!(Isa::parse(&isa.to_string()).is_ok(), isa.is_available());
+        }
+    }
+}

@@ -1,0 +1,53 @@
+/// Returns the most memory this process has had resident, in bytes; 0 where the system does not tell.
+pub fn peak_memory_bytes() -> u64 {
+    imp::peak_memory_bytes()
+}
+
+/// Returns how many cores this process may use.
+pub fn available_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+#[cfg(target_os = "linux")]
+mod imp {
+    pub(super) fn peak_memory_bytes() -> u64 {
+        // getrusage would also count what the parent had resident before exec; VmHWM starts anew.
+        let Ok(status) = std::fs::read_to_string("/proc/self/status") else {
+            return 0;
+        };
+        let kib = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .and_then(|rest| rest.split_whitespace().next())
+            .and_then(|number| number.parse::<u64>().ok());
+        kib.unwrap_or(0) * 1024
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod imp {
+    pub(super) fn peak_memory_bytes() -> u64 {
+        let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+        // SAFETY: `usage` is a writable rusage, and all zeroes is a valid value of it.
+        let usage = unsafe {
+            libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
+            usage.assume_init()
+        };
+        // macOS counts ru_maxrss in bytes, the BSDs in KiB.
+        let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
+        u64::try_from(usage.ru_maxrss).unwrap_or(0) * unit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peak_covers_touched_memory() {
+        let bytes = vec![1_u8; 64 << 20];
+        assert!(bytes.iter().map(|&b| u64::from(b)).sum::<u64>() == 64 << 20);
+        assert!(peak_memory_bytes() >= 64 << 20);
+        assert!(available_cores() >= 1);
+    }
+}

@@ -1,0 +1,179 @@
+use crate::arch::{Operation, Simd};
+use crate::formats::CHUNK;
+use crate::pool::Pool;
+
+/// Tokens whose activations are interleaved for [`super::panel`].
+pub(crate) const TILE: usize = 4;
+
+/// Activations as 8-bit integers, one `f32` scale for each block of 32: `x ≈ scale × q`.
+///
+/// `scale = max |x| / 127`, so `|x - scale × q| <= scale / 2`. Blocks so small that the scale is
+/// subnormal count as zero. A block with an infinity or a NaN gets a NaN scale, which makes every
+/// output of its token NaN.
+///
+/// Tokens come in tiles of 1 or [`TILE`]. In a tile, each block has for `k` in `0..8` and each
+/// token the four integers `4k..4k + 4`, so that a tile of 1 is plain row-major. Missing tokens of the last tile are zero.
+#[derive(Default)]
+pub(crate) struct Activations {
+    tile: usize,
+    blocks: usize,
+    quants: Vec<[i8; CHUNK]>,
+    sides: Vec<Side>,
+}
+
+/// What is kept of a block next to its integers.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Side {
+    /// Units of the integers.
+    pub(crate) scale: f32,
+    /// `scale ×` the sum of the integers.
+    pub(crate) sum: f32,
+    /// The same for each half.
+    pub(crate) half_sums: [f32; 2],
+}
+
+impl Activations {
+    /// Quantises `x`, rows of `cols`. Memory is kept for the next call.
+    pub(crate) fn quantize(
+        &mut self,
+        pool: &Pool,
+        isa: crate::arch::Token,
+        x: &[f32],
+        cols: usize,
+        tile: usize,
+    ) {
+        self.tile = tile;
+        self.blocks = cols / CHUNK;
+        let tiles = (x.len() / cols).div_ceil(tile);
+        let tile_blocks = tile * self.blocks;
+        self.quants.resize(tiles * tile_blocks, [0; CHUNK]);
+        self.sides.resize(tiles * tile_blocks, Side::default());
+        let sides = crate::pool::SharedSlice::new(&mut self.sides);
+        pool.for_each_chunk(&mut self.quants, tile_blocks, |_, i, quants| {
+            // SAFETY: the pool runs each tile once, and tiles do not overlap.
+            let sides = unsafe { sides.slice(i * tile_blocks..(i + 1) * tile_blocks) };
+            let x = &x[i * tile * cols..x.len().min((i + 1) * tile * cols)];
+            isa.run(QuantizeTile {
+                x,
+                cols,
+                tile,
+                quants,
+                sides,
+            });
+        });
+    }
+
+    pub(crate) fn tiles(&self) -> usize {
+        self.quants.len() / (self.tile * self.blocks)
+    }
+
+    /// Returns the integers of a tile and what stands beside them, both `blocks × tile`.
+    pub(crate) fn tile(&self, i: usize) -> (&[[i8; CHUNK]], &[Side]) {
+        let range = i * self.tile * self.blocks..(i + 1) * self.tile * self.blocks;
+        (&self.quants[range.clone()], &self.sides[range])
+    }
+}
+
+struct QuantizeTile<'a> {
+    x: &'a [f32],
+    cols: usize,
+    tile: usize,
+    quants: &'a mut [[i8; CHUNK]],
+    sides: &'a mut [Side],
+}
+
+impl Operation for QuantizeTile<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let tokens = self.x.len() / self.cols;
+        if tokens < self.tile {
+            self.quants.fill([0; CHUNK]);
+            self.sides.fill(Side::default());
+        }
+        for (token, row) in self.x.chunks_exact(self.cols).enumerate() {
+            for (b, x) in row.as_chunks::<CHUNK>().0.iter().enumerate() {
+                let (quants, side) = quantize_block(x);
+                self.sides[b * self.tile + token] = side;
+                let block = self.quants[b * self.tile..][..self.tile].as_flattened_mut();
+                for (k, four) in quants.as_chunks::<4>().0.iter().enumerate() {
+                    block[(k * self.tile + token) * 4..][..4].copy_from_slice(four);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn quantize_block(x: &[f32; CHUNK]) -> ([i8; CHUNK], Side) {
+    // Magnitudes compare as integers, with infinity and NaN above all numbers.
+    let mut largest = 0;
+    for x in x {
+        largest = largest.max(x.to_bits() & 0x7fff_ffff);
+    }
+    let scale = f32::from_bits(largest) / 127.0;
+    let mut quants = [0; CHUNK];
+    if !scale.is_finite() {
+        let side = Side {
+            scale: f32::NAN,
+            sum: f32::NAN,
+            half_sums: [f32::NAN; 2],
+        };
+        return (quants, side);
+    }
+    if scale < f32::MIN_POSITIVE {
+        return (quants, Side::default());
+    }
+    let inverse = 1.0 / scale;
+    let mut sums = [0_i32; 2];
+    for (half, sum) in sums.iter_mut().enumerate() {
+        for i in 16 * half..16 * half + 16 {
+            let q = (x[i] * inverse).round_ties_even() as i32;
+            // Rounding of the product may reach 127.5 only beyond the largest; the minimum is for -128, which AVX2 cannot take.
+            let q = q.clamp(-127, 127);
+            *sum += q;
+            quants[i] = q as i8;
+        }
+    }
+    let half_sums = sums.map(|sum| scale * sum as f32);
+    let side = Side {
+        scale,
+        sum: scale * (sums[0] + sums[1]) as f32,
+        half_sums,
+    };
+    (quants, side)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn integers_are_within_half_a_unit(x in prop::array::uniform32(-1e3_f32..1e3), exponent in -60..60_i32) {
+            let x = x.map(|x| x * 2.0_f32.powi(exponent));
+            let (quants, side) = quantize_block(&x);
+            let sum: f32 = quants.iter().map(|&q| f32::from(q)).sum();
+            prop_assert_eq!(side.sum, side.scale * sum);
+            for (x, q) in x.iter().zip(quants) {
+                prop_assert!((x - side.scale * f32::from(q)).abs() <= side.scale * 0.5001);
+            }
+        }
+    }
+
+    #[test]
+    fn extremes() {
+        let mut x = [0.0; CHUNK];
+        assert_eq!(quantize_block(&x).1.scale, 0.0);
+        x[3] = 1e-40;
+        assert_eq!(quantize_block(&x).1.scale, 0.0);
+        x[3] = -f32::MAX;
+        assert_eq!(quantize_block(&x).0[3], -127);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            x[3] = bad;
+            assert!(quantize_block(&x).1.sum.is_nan());
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! `out[t, r] = Σ x[t, c] × w[r, c]`, for several matrices with the same `x`.
+//!
+//! The definition is in `f32`, on dequantised weights; [`crate::Isa::Scalar`] computes just that. The other
+//! instruction sets round the activations of a quantised product to 8 bits ([`Activations`]) and
+//! multiply in integers. With `s` the scale of a block of 32 activations, that moves an output by at most
+//! `Σ over blocks of s/2 × Σ |w|`, where `s = max |x| / 127`.
+
+mod activations;
+mod float;
+mod panel;
+mod row;
+
+use std::ops::Range;
+use std::sync::Mutex;
+
+use crate::arch::{Operation, Simd, Token};
+use crate::formats::with_format;
+use crate::pool::{Pool, SharedSlice, lock};
+use crate::{Dtype, Matrix};
+
+use activations::{Activations, TILE};
+use panel::Panel;
+
+/// From this many tokens on, decoding weights to a panel pays for itself.
+const PANEL_TOKENS: usize = TILE;
+
+/// Rows of a task are a multiple of this, so that panels are full on every instruction set.
+const TASK_ROWS: usize = 32;
+
+/// Weights a task should read at least, to outweigh the handing out of tasks.
+const TASK_BYTES: usize = 32 << 10;
+
+/// Scratch memory, kept between calls.
+pub(crate) struct Scratch {
+    activations: Activations,
+    /// One for each thread of the pool.
+    threads: Vec<Mutex<ThreadScratch>>,
+}
+
+#[derive(Default)]
+struct ThreadScratch {
+    panel: Panel,
+    row: Vec<f32>,
+}
+
+impl Scratch {
+    pub(crate) fn new(threads: usize) -> Self {
+        Self {
+            activations: Activations::default(),
+            threads: (0..threads).map(|_| Mutex::default()).collect(),
+        }
+    }
+}
+
+/// Computes all products; shapes were checked by the caller.
+pub(crate) fn linear_many(
+    pool: &Pool,
+    isa: Token,
+    scratch: &mut Scratch,
+    x: &[f32],
+    products: &mut [(&Matrix, &mut [f32])],
+) {
+    let Some(cols) = products.first().map(|(matrix, _)| matrix.cols()) else {
+        return;
+    };
+    let tokens = x.len() / cols;
+    if tokens == 0 {
+        return;
+    }
+    let in_integers = |dtype| is_quantized(dtype) && !matches!(isa, Token::Scalar(_));
+    if products
+        .iter()
+        .any(|(matrix, _)| in_integers(matrix.dtype()))
+    {
+        let tile = if tokens < PANEL_TOKENS { 1 } else { TILE };
+        scratch.activations.quantize(pool, isa, x, cols, tile);
+    }
+    let Scratch {
+        activations,
+        threads,
+    } = &*scratch;
+    let products: Vec<_> = products
+        .iter_mut()
+        .map(|(matrix, out)| Product::new(matrix, out, pool.threads()))
+        .collect();
+    let tasks = products.iter().map(Product::tasks).sum();
+    pool.run(tasks, |thread, mut task| {
+        let mut candidates = products.iter();
+        let product = loop {
+            let product = candidates
+                .next()
+                .expect("tasks are the sum of the products' tasks");
+            if task < product.tasks() {
+                break product;
+            }
+            task -= product.tasks();
+        };
+        let (rows, out) = product.task(task, tokens);
+        let scratch = &mut lock(&threads[thread]);
+        isa.run(MultiplyRows {
+            x,
+            activations: in_integers(rows.matrix.dtype()).then_some(activations),
+            rows,
+            out,
+            scratch,
+        });
+    });
+}
+
+fn is_quantized(dtype: Dtype) -> bool {
+    with_format!(dtype, F => { let _ = std::marker::PhantomData::<F>; true }, _ => false)
+}
+
+/// Rows of a matrix.
+pub(crate) struct Rows<'a> {
+    matrix: &'a Matrix,
+    range: Range<usize>,
+}
+
+/// The columns of an output, `tokens × rows`, that belong to one task.
+pub(crate) struct Columns<'a> {
+    out: &'a SharedSlice<'a, f32>,
+    rows: usize,
+    tokens: usize,
+    range: Range<usize>,
+}
+
+impl Columns<'_> {
+    fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Sets the outputs of `token` from row `first` on.
+    #[inline(always)]
+    fn write(&self, token: usize, first: usize, values: &[f32]) {
+        assert!(self.range.start <= first && first + values.len() <= self.range.end);
+        let start = token * self.rows + first;
+        // SAFETY: `Products` gives each task rows of its own, `values` lies within them as just
+        // asserted, and the part is not kept.
+        unsafe { self.out.slice(start..start + values.len()) }.copy_from_slice(values);
+    }
+}
+
+/// One product, cut into tasks of `task_rows` rows.
+struct Product<'a> {
+    matrix: &'a Matrix,
+    out: SharedSlice<'a, f32>,
+    task_rows: usize,
+}
+
+impl<'a> Product<'a> {
+    fn new(matrix: &'a Matrix, out: &'a mut [f32], threads: usize) -> Self {
+        let rows = matrix.rows();
+        let row_bytes = (matrix.bytes_len() / rows.max(1)).max(1);
+        // Several tasks a thread, so that one that is held up can leave some to the others.
+        let fair = rows.div_ceil(4 * threads);
+        let task_rows = if threads == 1 {
+            rows
+        } else {
+            fair.max(TASK_BYTES / row_bytes)
+        };
+        Self {
+            matrix,
+            out: SharedSlice::new(out),
+            task_rows: task_rows.max(1).next_multiple_of(TASK_ROWS),
+        }
+    }
+
+    fn tasks(&self) -> usize {
+        self.matrix.rows().div_ceil(self.task_rows)
+    }
+
+    fn task(&self, i: usize, tokens: usize) -> (Rows<'_>, Columns<'_>) {
+        let range = i * self.task_rows..self.matrix.rows().min((i + 1) * self.task_rows);
+        let columns = Columns {
+            out: &self.out,
+            rows: self.matrix.rows(),
+            tokens,
+            range: range.clone(),
+        };
+        let matrix = self.matrix;
+        (Rows { matrix, range }, columns)
+    }
+}
+
+struct MultiplyRows<'a> {
+    x: &'a [f32],
+    /// Given if the product is to be computed in integers.
+    activations: Option<&'a Activations>,
+    rows: Rows<'a>,
+    out: Columns<'a>,
+    scratch: &'a mut ThreadScratch,
+}
+
+impl Operation for MultiplyRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Some(activations) = self.activations else {
+            return float::multiply(s, &self.rows, self.x, &mut self.scratch.row, &self.out);
+        };
+        let (rows, out) = (&self.rows, &self.out);
+        with_format!(
+            rows.matrix.dtype(),
+            F => if out.tokens < PANEL_TOKENS {
+                row::multiply::<S::Chunk, F>(s.chunk(), rows, activations, out);
+            } else if S::ROW_VECTORS == 1 {
+                panel::multiply::<S, F, 1>(s, rows, activations, &mut self.scratch.panel, out);
+            } else {
+                panel::multiply::<S, F, 2>(s, rows, activations, &mut self.scratch.panel, out);
+            },
+            _ => unreachable!("float weights are not multiplied in integers"),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,187 @@
+//! The integer products against two references: the same arithmetic in plain Rust, tightly, and
+//! the definition in `f32`, within the stated bound.
+
+use half::f16;
+use proptest::prelude::*;
+
+use super::*;
+use crate::arch::Scalar;
+use crate::formats::{CHUNK, Format};
+use crate::{Cpu, CpuConfig, Isa};
+
+/// Offsets of the half-precision fields of a block.
+fn f16_fields(dtype: Dtype) -> &'static [usize] {
+    match dtype {
+        Dtype::F32 | Dtype::F16 | Dtype::Bf16 => &[],
+        Dtype::Q4_0 | Dtype::Q5_0 | Dtype::Q8_0 => &[0],
+        Dtype::Q4_1 | Dtype::Q5_1 | Dtype::Q4K | Dtype::Q5K => &[0, 2],
+        Dtype::Q6K => &[208],
+    }
+}
+
+/// Finite half-precision scales, the extreme ones included.
+fn scale() -> impl Strategy<Value = f16> {
+    prop_oneof![
+        4 => (-0.5_f32..0.5).prop_map(f16::from_f32),
+        1 => prop::sample::select(vec![f16::ZERO, f16::MAX, f16::MIN, f16::from_bits(1)]),
+    ]
+}
+
+fn activation() -> impl Strategy<Value = f32> {
+    let exponent = prop_oneof![8 => -3..3_i32, 1 => Just(60), 1 => Just(-70), 1 => Just(-140)];
+    (-1.0_f32..1.0, exponent).prop_map(|(x, exponent)| x * 2.0_f32.powi(exponent))
+}
+
+#[derive(Debug)]
+struct Case {
+    dtype: Dtype,
+    rows: usize,
+    cols: usize,
+    bytes: Vec<u8>,
+    x: Vec<f32>,
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let quantized = Dtype::ALL.into_iter().filter(|&dtype| is_quantized(dtype));
+    let dtype = prop::sample::select(quantized.collect::<Vec<_>>());
+    (dtype, 1..70_usize, 1..4_usize, 1..11_usize).prop_flat_map(|(dtype, rows, blocks, tokens)| {
+        let cols = blocks * dtype.block_len();
+        let bytes = prop::collection::vec(any::<u8>(), rows * blocks * dtype.block_bytes());
+        let scales = prop::collection::vec(scale(), rows * blocks * 2);
+        let x = prop::collection::vec(activation(), tokens * cols);
+        (bytes, scales, x).prop_map(move |(mut bytes, scales, x)| {
+            let mut scales = scales.into_iter();
+            for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+                for (&at, scale) in f16_fields(dtype).iter().zip(scales.by_ref()) {
+                    block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+                }
+            }
+            Case {
+                dtype,
+                rows,
+                cols,
+                bytes,
+                x,
+            }
+        })
+    })
+}
+
+/// Returns the integer product in plain Rust, and the sum of its terms' magnitudes.
+fn reference<F: Format>(matrix: &Matrix, row: usize, x: &[f32]) -> (f64, f64) {
+    let (mut sum, mut magnitude) = (0.0, 0.0);
+    let mut blocks = x.as_chunks::<CHUNK>().0.iter();
+    for block in F::blocks(matrix.row(row)) {
+        let header = F::header(Scalar, block);
+        for i in 0..F::CHUNKS {
+            let chunk = F::unpack(Scalar, block, header, i);
+            let x = blocks
+                .next()
+                .expect("as many chunks as blocks of activations");
+            let largest = x.iter().fold(0.0_f32, |a, x| a.max(x.abs()));
+            let unit = f64::from(largest / 127.0);
+            for j in 0..CHUNK {
+                let y = if unit < f64::from(f32::MIN_POSITIVE) {
+                    0.0
+                } else {
+                    // Rounded as the kernel rounds, so that a tie falls to the same side.
+                    let y = (x[j] * (1.0 / (largest / 127.0))).round_ties_even();
+                    f64::from(y.clamp(-127.0, 127.0)) * unit
+                };
+                let product = f64::from(chunk.scales[j / 16]) * f64::from(chunk.quants[j]);
+                sum += (product + f64::from(chunk.mins[j / 16])) * y;
+                magnitude += (product.abs() + f64::from(chunk.mins[j / 16]).abs()) * y.abs();
+            }
+        }
+    }
+    (sum, magnitude)
+}
+
+/// Returns the definition, and how far rounding the activations may move it.
+fn definition(matrix: &Matrix, row: usize, x: &[f32]) -> (f64, f64) {
+    let mut weights = vec![0.0; matrix.cols()];
+    matrix.dequantize_row(row, &mut weights);
+    let (mut sum, mut bound) = (0.0, 0.0);
+    for (w, x) in weights.chunks_exact(CHUNK).zip(x.chunks_exact(CHUNK)) {
+        let unit = x.iter().fold(0.0_f32, |a, x| a.max(x.abs())) / 127.0;
+        let tiny = if unit < f32::MIN_POSITIVE { 255.0 } else { 1.0 };
+        for (&w, &x) in w.iter().zip(x) {
+            sum += f64::from(w) * f64::from(x);
+            bound += f64::from(w).abs() * f64::from(unit) * 0.5001 * tiny;
+        }
+    }
+    (sum, bound)
+}
+
+fn cpus() -> Vec<Cpu> {
+    let isas = Isa::ALL.into_iter().filter(|isa| isa.is_available());
+    let config = |isa, threads| CpuConfig {
+        isa,
+        threads,
+        first_core: None,
+    };
+    isas.flat_map(|isa| [1, 3].map(|threads| Cpu::new(config(isa, threads)).unwrap()))
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn quantized_products_agree(case in case()) {
+        let Case { dtype, rows, cols, bytes, x } = case;
+        let matrix = Matrix::new(dtype, rows, cols, bytes).unwrap();
+        let tokens = x.len() / cols;
+        for cpu in cpus() {
+            let mut out = vec![f32::NAN; tokens * rows];
+            cpu.linear(&x, &matrix, &mut out);
+            for (i, &out) in out.iter().enumerate() {
+                let (token, row) = (i / rows, i % rows);
+                let x = &x[token * cols..][..cols];
+                let (integer, magnitude) = with_format!(
+                    dtype, F => reference::<F>(&matrix, row, x), _ => unreachable!()
+                );
+                let (exact, bound) = definition(&matrix, row, x);
+                // 2^-24 for each of a few hundred roundings at most, and one subnormal each.
+                let slack = magnitude * 2e-6 + 1e-36;
+                let error = (f64::from(out) - exact).abs();
+                if cpu.isa() == Isa::Scalar {
+                    prop_assert!(error <= slack + exact.abs() * 1e-5 + bound * 1e-3, "{out} for {exact}");
+                } else {
+                    let off = (f64::from(out) - integer).abs();
+                    prop_assert!(off <= slack, "{} {dtype}: {out} for {integer}, {off} > {slack}", cpu.isa());
+                    prop_assert!(error <= bound + slack, "{} {dtype}: {out} for {exact}", cpu.isa());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn float_products_agree(
+        (dtype, rows, cols, words, x) in
+        (prop::sample::select(vec![Dtype::F32, Dtype::F16, Dtype::Bf16]), 1..40_usize, 1..80_usize, 1..10_usize)
+            .prop_flat_map(|(dtype, rows, cols, tokens)| (
+                Just(dtype), Just(rows), Just(cols),
+                prop::collection::vec(-2.0_f32..2.0, rows * cols),
+                prop::collection::vec(-2.0_f32..2.0, tokens * cols),
+            ))
+    ) {
+        let bytes = words.iter().flat_map(|&w| match dtype {
+            Dtype::F32 => w.to_le_bytes().to_vec(),
+            Dtype::F16 => f16::from_f32(w).to_le_bytes().to_vec(),
+            _ => half::bf16::from_f32(w).to_le_bytes().to_vec(),
+        });
+        let matrix = Matrix::new(dtype, rows, cols, bytes.collect()).unwrap();
+        for cpu in cpus() {
+            let mut out = vec![f32::NAN; x.len() / cols * rows];
+            cpu.linear(&x, &matrix, &mut out);
+            let mut weights = vec![0.0; cols];
+            for (i, &out) in out.iter().enumerate() {
+                matrix.dequantize_row(i % rows, &mut weights);
+                let x = &x[i / rows * cols..][..cols];
+                let exact: f64 = weights.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum();
+                prop_assert!((f64::from(out) - exact).abs() < 1e-4, "{} {dtype}: {out} for {exact}", cpu.isa());
+            }
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! The device's operations against their definitions in `f64`, on every instruction set of this
+//! processor, with one thread and with more threads than tasks.
+
+use proptest::prelude::*;
+use shoal_kernels::{
+    AttentionSpan, Cpu, CpuConfig, Dtype, HeadMap, Isa, KvCache, KvShape, Matrix, Rotary,
+    RotaryLayout,
+};
+
+fn cpu(isa: Isa, threads: usize) -> Cpu {
+    let config = CpuConfig {
+        isa,
+        threads,
+        first_core: None,
+    };
+    Cpu::new(config).unwrap()
+}
+
+fn cpus() -> impl Iterator<Item = Cpu> {
+    let isas = Isa::ALL.into_iter().filter(|isa| isa.is_available());
+    isas.flat_map(|isa| [1, 3].map(|threads| cpu(isa, threads)))
+}
+
+fn close(got: &[f32], expected: &[f64], tolerance: f64) -> Result<(), TestCaseError> {
+    prop_assert_eq!(got.len(), expected.len());
+    for (i, (&got, &expected)) in got.iter().zip(expected).enumerate() {
+        let error = (f64::from(got) - expected).abs();
+        prop_assert!(
+            error <= tolerance * expected.abs().max(1.0),
+            "{i}: {got} for {expected}"
+        );
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn rms_norm_agrees(width in 1..100_usize, x in prop::collection::vec(-9.0_f32..9.0, 1..600)) {
+        let width = width.min(x.len());
+        let x = &x[..x.len() / width * width];
+        let weight: Vec<f32> = (0..width).map(|i| 0.5 + i as f32 * 0.01).collect();
+        let mut expected = Vec::new();
+        for row in x.chunks_exact(width) {
+            let mean = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / width as f64;
+            let factor = 1.0 / (mean + f64::from(1e-5_f32)).sqrt();
+            expected.extend(row.iter().zip(&weight).map(|(&x, &w)| f64::from(x) * factor * f64::from(w)));
+        }
+        for cpu in cpus() {
+            let mut out = vec![0.0; x.len()];
+            cpu.rms_norm(x, &weight, 1e-5, &mut out);
+            close(&out, &expected, 1e-5)?;
+        }
+    }
+
+    #[test]
+    fn elementwise_operations_agree(x in prop::collection::vec((-100.0_f32..100.0, -4.0_f32..4.0), 1..200)) {
+        let (gate, up): (Vec<f32>, Vec<f32>) = x.iter().copied().unzip();
+        let exact = |(g, u): (f32, f32)| f64::from(g) / (1.0 + (-f64::from(g)).exp()) * f64::from(u);
+        let gated: Vec<f64> = x.iter().copied().map(exact).collect();
+        let sums: Vec<f64> = x.iter().map(|&(g, u)| f64::from(g + u)).collect();
+        for cpu in cpus() {
+            let mut out = gate.clone();
+            cpu.silu_mul(&mut out, &up);
+            close(&out, &gated, 1e-6)?;
+            let mut out = gate.clone();
+            cpu.add(&mut out, &up);
+            close(&out, &sums, 0.0)?;
+        }
+    }
+
+    #[test]
+    fn attention_agrees(case in attention_case()) {
+        let expected = case.expected();
+        for cpu in cpus() {
+            close(&case.run(&cpu), &expected, 2e-5)?;
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct AttentionCase {
+    shape: KvShape,
+    heads: HeadMap,
+    /// Pages, start and tokens of each span.
+    spans: Vec<(Vec<u32>, u32, usize)>,
+    seed: u32,
+}
+
+fn attention_case() -> impl Strategy<Value = AttentionCase> {
+    let sizes = (1..40_usize, 1..37_usize, 1..6_usize, 1..8_usize, 0..5_usize);
+    let spans = prop::collection::vec((0..50_u32, 1..12_usize), 1..4);
+    (sizes, spans, any::<u32>()).prop_map(
+        |((page_tokens, head_dim, group, heads, phase), spans, seed)| {
+            let heads = HeadMap {
+                heads,
+                group,
+                phase: phase % group,
+            };
+            let mut free = 0..;
+            // Pages interleave in reverse, so that order in memory is not order of position.
+            let spans: Vec<_> = spans
+                .into_iter()
+                .map(|(start, tokens)| {
+                    let count = (start as usize + tokens).div_ceil(page_tokens);
+                    let pages: Vec<u32> = free.by_ref().take(count).collect();
+                    (pages.into_iter().rev().collect(), start, tokens)
+                })
+                .collect();
+            let pages = free.next().unwrap() as usize;
+            let kv_heads = (heads.phase + heads.heads).div_ceil(group);
+            let shape = KvShape {
+                layers: 2,
+                pages,
+                page_tokens,
+                kv_heads,
+                head_dim,
+            };
+            AttentionCase {
+                shape,
+                heads,
+                spans,
+                seed,
+            }
+        },
+    )
+}
+
+impl AttentionCase {
+    /// A fixed number in -2..2, exact in half precision, for each index.
+    fn value(&self, kind: u32, index: usize) -> f32 {
+        let mixed = (index as u32 ^ kind << 28 ^ self.seed).wrapping_mul(0x9e37_79b9);
+        let mixed = (mixed ^ mixed >> 15).wrapping_mul(0x85eb_ca6b);
+        (mixed >> 23) as f32 / 128.0 - 2.0
+    }
+
+    /// Key or value of a position of a span.
+    fn cached(&self, kind: u32, span: usize, position: usize) -> Vec<f32> {
+        let width = self.shape.kv_heads * self.shape.head_dim;
+        (0..width)
+            .map(|i| self.value(kind, (span * 1000 + position) * width + i))
+            .collect()
+    }
+
+    fn queries(&self) -> Vec<f32> {
+        let tokens: usize = self.spans.iter().map(|span| span.2).sum();
+        (0..tokens * self.heads.heads * self.shape.head_dim)
+            .map(|i| self.value(3, i))
+            .collect()
+    }
+
+    fn run(&self, cpu: &Cpu) -> Vec<f32> {
+        let mut cache = KvCache::new(self.shape);
+        for (i, (pages, start, tokens)) in self.spans.iter().enumerate() {
+            let end = *start as usize + tokens;
+            let rows = |kind| {
+                (0..end)
+                    .flat_map(|p| self.cached(kind, i, p))
+                    .collect::<Vec<_>>()
+            };
+            cache.write(1, pages, 0, &rows(1), &rows(2));
+        }
+        let spans: Vec<_> = self
+            .spans
+            .iter()
+            .map(|(pages, start, tokens)| AttentionSpan {
+                pages,
+                start: *start,
+                tokens: *tokens,
+            })
+            .collect();
+        let q = self.queries();
+        let mut out = vec![f32::NAN; q.len()];
+        cpu.attention(&q, &cache, 1, &spans, &self.heads, 0.3, &mut out);
+        out
+    }
+
+    fn expected(&self) -> Vec<f64> {
+        let (head_dim, queries) = (self.shape.head_dim, self.queries());
+        let mut rows = queries.chunks_exact(head_dim);
+        let mut out = Vec::new();
+        for (i, (_, start, tokens)) in self.spans.iter().enumerate() {
+            for token in 0..*tokens {
+                for head in 0..self.heads.heads {
+                    let kv = (self.heads.phase + head) / self.heads.group * head_dim;
+                    let q = rows.next().unwrap();
+                    let mut sums = vec![0.0; head_dim];
+                    let mut total = 0.0;
+                    for position in 0..=*start as usize + token {
+                        let key = &self.cached(1, i, position)[kv..][..head_dim];
+                        let score: f64 = q
+                            .iter()
+                            .zip(key)
+                            .map(|(&q, &k)| f64::from(q) * f64::from(k))
+                            .sum();
+                        let weight = (score * f64::from(0.3_f32)).exp();
+                        total += weight;
+                        for (sum, v) in sums.iter_mut().zip(&self.cached(2, i, position)[kv..]) {
+                            *sum += weight * f64::from(*v);
+                        }
+                    }
+                    out.extend(sums.iter().map(|sum| sum / total));
+                }
+            }
+        }
+        out
+    }
+}
+
+#[test]
+fn rotary_rotates_each_token_by_its_position() {
+    let rotary = Rotary::new(vec![0.5, 0.01], 1.0, RotaryLayout::Interleaved);
+    for cpu in cpus() {
+        let mut x: Vec<f32> = (0..2 * 3 * 5).map(|i| i as f32).collect();
+        cpu.rotary(&mut x, 3, &[0, 7], &rotary);
+        assert!(
+            x[..15].iter().enumerate().all(|(i, &x)| x == i as f32),
+            "position 0 stays"
+        );
+        let (sin, cos) = 3.5_f32.sin_cos();
+        assert!((x[20] - (20.0 * cos - 21.0 * sin)).abs() < 1e-4);
+        assert!((x[21] - (20.0 * sin + 21.0 * cos)).abs() < 1e-4);
+        assert_eq!(x[24], 24.0, "unrotated dimension");
+    }
+}
+
+#[test]
+fn a_token_that_is_not_finite_spoils_only_its_own_outputs() {
+    for cpu in cpus() {
+        for dtype in Dtype::ALL {
+            let cols = 256;
+            let bytes = vec![1; dtype.row_bytes(cols).unwrap() * 33];
+            let matrix = Matrix::new(dtype, 33, cols, bytes).unwrap();
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                for tokens in [1, 2, 6] {
+                    let mut x = vec![1.0; tokens * cols];
+                    x[cols - 1] = bad;
+                    let mut out = vec![0.0; tokens * 33];
+                    cpu.linear(&x, &matrix, &mut out);
+                    assert!(out[..33].iter().all(|x| !x.is_finite()), "{dtype} {bad}");
+                    assert!(out[33..].iter().all(|x| x.is_finite()), "{dtype} {bad}");
+                }
+            }
+        }
+        let mut gate = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1.0];
+        cpu.silu_mul(&mut gate, &[1.0; 4]);
+        assert!(gate[0].is_nan() && gate[3].is_finite());
+    }
+}
+
+#[test]
+fn products_that_share_activations_equal_single_ones_bit_for_bit() {
+    for cpu in cpus() {
+        for tokens in [1, 5] {
+            let x: Vec<f32> = (0..tokens * 256).map(|i| (i % 19) as f32 - 9.0).collect();
+            let matrices =
+                [(Dtype::Q4_1, 130), (Dtype::F16, 7), (Dtype::Q6K, 64)].map(|(dtype, rows)| {
+                    let bytes = (0..dtype.row_bytes(256).unwrap() * rows).map(|i| (i % 60) as u8);
+                    Matrix::new(dtype, rows, 256, bytes.collect()).unwrap()
+                });
+            let single = matrices.each_ref().map(|matrix| {
+                let mut out = vec![0.0; tokens * matrix.rows()];
+                cpu.linear(&x, matrix, &mut out);
+                out
+            });
+            let mut many = matrices
+                .each_ref()
+                .map(|matrix| vec![0.0; tokens * matrix.rows()]);
+            let mut outs = many.iter_mut();
+            let mut products = matrices
+                .each_ref()
+                .map(|matrix| (matrix, outs.next().unwrap().as_mut_slice()));
+            cpu.linear_many(&x, &mut products);
+            assert_eq!(many, single);
+        }
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let isa = Isa::detect();
+    let x: Vec<f32> = (0..9 * 64).map(|i| (i as f32).sin()).collect();
+    let bytes = (0..Dtype::Q8_0.row_bytes(64).unwrap() * 3000).map(|i| (i % 50) as u8);
+    let matrix = Matrix::new(Dtype::Q8_0, 3000, 64, bytes.collect()).unwrap();
+    let outs = [1, 2, 5].map(|threads| {
+        let mut out = vec![0.0; 9 * 3000];
+        cpu(isa, threads).linear(&x, &matrix, &mut out);
+        out
+    });
+    assert_eq!(outs[0], outs[1]);
+    assert_eq!(outs[0], outs[2]);
+}
+
+#[test]
+fn empty_inputs_are_no_work() {
+    let cpu = cpu(Isa::detect(), 2);
+    let matrix = Matrix::new(Dtype::F32, 2, 4, vec![0; 32]).unwrap();
+    cpu.linear(&[], &matrix, &mut []);
+    cpu.linear_many(&[], &mut []);
+    cpu.add(&mut [], &[]);
+    cpu.rms_norm(&[], &[1.0], 1e-5, &mut []);
+    let shape = KvShape {
+        layers: 1,
+        pages: 1,
+        page_tokens: 4,
+        kv_heads: 1,
+        head_dim: 4,
+    };
+    let heads = HeadMap {
+        heads: 1,
+        group: 1,
+        phase: 0,
+    };
+    cpu.attention(&[], &KvCache::new(shape), 0, &[], &heads, 1.0, &mut []);
+}
+
+#[test]
+fn threads_can_be_pinned_and_bad_configurations_say_what_to_do() {
+    let config = CpuConfig {
+        isa: Isa::Scalar,
+        threads: 5,
+        first_core: Some(1),
+    };
+    let pinned = std::thread::spawn(move || {
+        let cpu = Cpu::new(config).unwrap();
+        let mut x = vec![1.0; 200_000];
+        let y = x.clone();
+        cpu.add(&mut x, &y);
+        x.iter().all(|&x| x == 2.0)
+    });
+    assert!(pinned.join().unwrap());
+    let error = Cpu::new(CpuConfig {
+        threads: 0,
+        ..config
+    })
+    .err()
+    .unwrap();
+    assert_eq!(error.to_string(), "0 threads asked for; give at least 1");
+}
