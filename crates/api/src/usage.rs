@@ -57,7 +57,7 @@ pub struct CompletionTokensDetails {
 }
 
 /// How quickly one request was served; Shoal's own addition to a reply.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Performance {
     /// Prompt tokens processed per second, cached ones not counted; `null` when none were.
     pub prompt_tokens_per_second: Option<f64>,

@@ -334,7 +334,9 @@ fn bad_completions_are_refused() {
         .into_iter()
         .map(|extra| told(&completion::parse(&completion_body(extra)).expect_err("refused")))
         .collect();
-    check(&told, &expect![[r#"
+    check(
+        &told,
+        &expect![[r#"
         prompt | missing_required_parameter | Missing required parameter: 'prompt'.
         prompt | invalid_value | Invalid value for 'prompt': it must not be empty.
         prompt[0] | invalid_value | Invalid value for 'prompt[0]': it must not be empty.
@@ -346,5 +348,6 @@ fn bad_completions_are_refused() {
         echo | unsupported_parameter | Unsupported parameter: 'echo'; this server accepts only false.
         best_of | unsupported_parameter | Unsupported parameter: 'best_of'; this server accepts only 1.
         logprobs | unsupported_parameter | Unsupported parameter: 'logprobs'; this server accepts requests without it.
-    "#]]);
+    "#]],
+    );
 }

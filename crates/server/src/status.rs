@@ -1,0 +1,114 @@
+//! Everything that only tells: the models, how the cell is, and what can be asked.
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use shoal_api::{Health, Limits, Model, ModelList, Queue, RankHealth, Service};
+use shoal_engine::client::{CellState, Status};
+
+use crate::error::ApiError;
+use crate::router::Front;
+
+pub(crate) async fn service(State(front): State<Front>) -> Json<Service> {
+    Json(Service {
+        service: "shoal",
+        version: env!("CARGO_PKG_VERSION"),
+        model: front.generator.model_name().to_owned(),
+        endpoints: ENDPOINTS.to_vec(),
+    })
+}
+
+/// What `GET /` lists; a test asks for each.
+const ENDPOINTS: &[&str] = &[
+    "GET /",
+    "GET /health",
+    "GET /health/live",
+    "GET /queue",
+    "GET /v1/models",
+    "GET /v1/models/{id}",
+    "POST /v1/chat/completions",
+    "POST /v1/completions",
+];
+
+pub(crate) async fn live() -> &'static str {
+    "live\n"
+}
+
+pub(crate) async fn health(State(front): State<Front>) -> (StatusCode, Json<Health>) {
+    let cell = front.generator.client().status();
+    let (status, reason) = match &cell.state {
+        CellState::Starting => ("starting", Some("the ranks are being started".to_owned())),
+        CellState::Loading {
+            done_bytes,
+            total_bytes,
+        } => (
+            "loading",
+            Some(format!(
+                "{done_bytes} of {total_bytes} bytes of the model are loaded"
+            )),
+        ),
+        CellState::Ready => ("ready", None),
+        CellState::Lost(loss) => ("lost", Some(loss.to_string())),
+        CellState::Stopping => ("stopping", Some("the cell is being stopped".to_owned())),
+    };
+    let code = match &cell.state {
+        CellState::Ready => StatusCode::OK,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let health = Health {
+        status,
+        reason,
+        model: front.generator.model_name().to_owned(),
+        world_size: cell.ranks.len(),
+        queue: queue_of(&front, &cell),
+        ranks: cell
+            .ranks
+            .into_iter()
+            .map(|rank| RankHealth {
+                rank: rank.rank.0,
+                place: rank.place,
+                state: rank.state.to_string(),
+            })
+            .collect(),
+    };
+    (code, Json(health))
+}
+
+pub(crate) async fn queue(State(front): State<Front>) -> Json<Queue> {
+    Json(queue_of(&front, &front.generator.client().status()))
+}
+
+fn queue_of(front: &Front, cell: &Status) -> Queue {
+    Queue {
+        waiting: cell.waiting,
+        running: cell.running,
+        limits: cell.limits.map(|limits| Limits {
+            waiting_max: limits.waiting_max,
+            running_max: limits.running_max,
+            context: front.generator.context(),
+        }),
+    }
+}
+
+pub(crate) async fn models(State(front): State<Front>) -> Json<ModelList> {
+    Json(ModelList::new(vec![served(&front)]))
+}
+
+pub(crate) async fn model(
+    State(front): State<Front>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Model>, ApiError> {
+    // A path that is not UTF-8 names no model.
+    front.require_model(id.as_deref().map_or("", String::as_str))?;
+    Ok(Json(served(&front)))
+}
+
+fn served(front: &Front) -> Model {
+    let generator = &front.generator;
+    Model::new(
+        generator.model_name(),
+        generator.created(),
+        generator.context(),
+    )
+}
