@@ -1,1 +1,59 @@
-//! fabric
+//! Ranks talking: what carries bytes and sums between the processes that together hold one model.
+//!
+//! A [`Group`] is one rank's place among all ranks, and its methods are the collectives. [`tcp`] forms a group over
+//! machines: rank 0 holds the [`tcp::Rendezvous`], the others [`tcp::join`], and every connection proves in both
+//! directions that its ends hold the same [`Key`]. [`in_process`] makes the same groups inside one process. A
+//! [`channel::Channel`] is a single authenticated connection beside the groups, for orders and reports. Sums are added in
+//! rank order, so all ranks hold the same bits; every wait is bounded, and an error names the rank that was lost.
+//! What is computed, and what becomes of a loss, is left to others.
+//!
+//! ```
+//! use std::thread;
+//! use std::time::Duration;
+//!
+//! let groups = shoal_fabric::in_process(2, Duration::from_secs(10));
+//! thread::scope(|scope| {
+//!     for mut group in groups {
+//!         scope.spawn(move || {
+//!             let mut values = [f32::from(group.rank().0), 10.0];
+//!             group.all_reduce_sum(&mut values)?;
+//!             assert_eq!(values, [1.0, 20.0]);
+//!             group.barrier()
+//!         });
+//!     }
+//! });
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub mod channel;
+mod error;
+mod farewell;
+#[cfg(test)]
+mod faults;
+pub mod frame;
+mod group;
+mod handshake;
+mod inbox;
+mod invitation;
+mod key;
+mod link;
+mod lobby;
+mod memory;
+mod pace;
+mod rank;
+mod socket;
+pub mod tcp;
+mod timed;
+mod transfer;
+mod wire;
+
+pub use error::FabricError;
+pub use group::{Group, in_process, solo};
+pub use key::Key;
+pub use rank::{Rank, WORLD_MAX};
+
+#[cfg(target_endian = "big")]
+compile_error!(
+    "values go over the links as they are in memory, which is little-endian on every machine Shoal runs on"
+);

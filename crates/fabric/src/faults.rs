@@ -1,0 +1,296 @@
+//! Tests: ranks that follow the protocol for a while, and then do not. Rank 1 is played by hand, on bare links.
+
+use std::io::IoSlice;
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::error::FabricError;
+use crate::frame::{Abort, HEADER_BYTES, Header, Kind};
+use crate::group::Group;
+use crate::link::{Interest, Links};
+use crate::memory;
+use crate::pace::Pace;
+use crate::rank::Rank;
+use crate::socket::TcpLinks;
+
+/// Runs `villain` as rank 1 and `work` as every other rank, over each kind of links; returns what the others got.
+fn beside(
+    world: usize,
+    villain: impl Fn(Box<dyn Links>) + Sync,
+    work: impl Fn(&mut Group) -> Result<(), FabricError> + Sync,
+) -> Vec<Result<(), FabricError>> {
+    let memory = memory::mesh(world)
+        .into_iter()
+        .map(|links| Box::new(links) as Box<dyn Links>);
+    let sockets = sockets(world)
+        .into_iter()
+        .map(|links| Box::new(links) as Box<dyn Links>);
+    let mut results = Vec::new();
+    for links in [memory.collect::<Vec<_>>(), sockets.collect()] {
+        let (villain, work) = (&villain, &work);
+        thread::scope(|scope| {
+            let mut running = Vec::new();
+            for (rank, links) in links.into_iter().enumerate() {
+                if rank == 1 {
+                    scope.spawn(move || villain(links));
+                    continue;
+                }
+                running.push(scope.spawn(move || {
+                    let mut group =
+                        Group::new(Rank::at(rank), world, links, Pace::of_machine(world));
+                    group.set_timeout(Duration::from_secs(60));
+                    work(&mut group)
+                }));
+            }
+            results.extend(
+                running
+                    .into_iter()
+                    .map(|handle| handle.join().expect("no rank panics")),
+            );
+        });
+    }
+    results
+}
+
+fn sockets(world: usize) -> Vec<TcpLinks> {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let address = listener.local_addr().expect("bound");
+    let mut streams: Vec<Vec<Option<TcpStream>>> = (0..world)
+        .map(|_| (0..world).map(|_| None).collect())
+        .collect();
+    for (high, low) in (0..world).flat_map(|high| (0..high).map(move |low| (high, low))) {
+        streams[high][low] = Some(TcpStream::connect(address).expect("listening"));
+        streams[low][high] = Some(listener.accept().expect("connected above").0);
+    }
+    streams
+        .into_iter()
+        .map(|streams| TcpLinks::new(streams).expect("fresh sockets"))
+        .collect()
+}
+
+fn frame(kind: Kind, sequence: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("small");
+    [
+        &Header {
+            kind,
+            sequence,
+            length,
+        }
+        .encode()[..],
+        payload,
+    ]
+    .concat()
+}
+
+fn write(links: &mut dyn Links, peer: usize, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        match links
+            .write(peer, &[IoSlice::new(bytes)])
+            .expect("the peer is there")
+        {
+            0 => links
+                .wait(
+                    &[Interest {
+                        peer,
+                        read: false,
+                        write: true,
+                    }],
+                    SOON,
+                )
+                .expect("it can wait"),
+            count => bytes = &bytes[count..],
+        }
+    }
+}
+
+fn read(links: &mut dyn Links, peer: usize, size: usize) -> Vec<u8> {
+    let (mut bytes, deadline) = (Vec::new(), Instant::now() + SOON);
+    while bytes.len() < size {
+        assert!(Instant::now() < deadline, "the peer says too little");
+        let mut buffer = vec![0; size - bytes.len()];
+        match links.read(peer, &mut buffer).expect("the peer is there") {
+            None => links
+                .wait(
+                    &[Interest {
+                        peer,
+                        read: true,
+                        write: false,
+                    }],
+                    SOON,
+                )
+                .expect("it can wait"),
+            Some(0) => panic!("the peer left after {} bytes", bytes.len()),
+            Some(count) => bytes.extend(&buffer[..count]),
+        }
+    }
+    bytes
+}
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn all_lost_rank_1(results: &[Result<(), FabricError>]) {
+    for result in results {
+        let error = result.as_ref().expect_err("rank 1 is gone");
+        assert!(
+            matches!(error, FabricError::RankLost { rank: Rank(1), .. }),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn death_in_the_middle_of_a_frame_is_named_by_all() {
+    // Multiples of three, so that all chunks are equal.
+    for len in [999, 999_999] {
+        let (kind, values) = if len == 999 {
+            (Kind::Sum, len)
+        } else {
+            (Kind::SumPart, len / 3)
+        };
+        let whole = frame(kind, 0, &vec![0; 4 * values]);
+        for part in [HEADER_BYTES - 1, HEADER_BYTES, whole.len() / 2] {
+            let die = |mut links: Box<dyn Links>| {
+                for peer in [0, 2] {
+                    write(links.as_mut(), peer, &whole[..part]);
+                }
+            };
+            all_lost_rank_1(&beside(3, die, |group| {
+                group.all_reduce_sum(&mut vec![1.0; len])
+            }));
+        }
+    }
+}
+
+#[test]
+fn a_survivor_learns_of_a_death_behind_half_a_frame() {
+    const BYTES: usize = 8 << 20;
+    // Rank 1 dies while rank 0 has half of a broadcast out to rank 2 as well.
+    let die_reading = |mut links: Box<dyn Links>| drop(read(links.as_mut(), 0, BYTES / 4));
+    let results = beside(3, die_reading, |group| {
+        // Rank 2 needs rank 0 only, so it may get all that it waits for here.
+        group.broadcast(Rank(0), &mut vec![7; BYTES])?;
+        // Rank 0 asks for more of rank 1, and rank 2 of rank 0.
+        let from = if group.rank() == Rank(0) { Rank(1) } else { Rank(0) };
+        group.recv(from, &mut Vec::new())
+    });
+    all_lost_rank_1(&results);
+}
+
+#[test]
+fn an_abort_in_place_of_any_frame_names_its_rank() {
+    let abort = Abort {
+        rank: Rank(2),
+        reason: "as a test".to_owned(),
+    };
+    let tell = |mut links: Box<dyn Links>| {
+        let bytes = frame(Kind::Abort, 77, &abort.encode());
+        // In two pieces, so that the first is not enough to go by.
+        write(links.as_mut(), 0, &bytes[..HEADER_BYTES + 1]);
+        write(links.as_mut(), 0, &bytes[HEADER_BYTES + 1..]);
+        read(links.as_mut(), 0, HEADER_BYTES);
+    };
+    for result in beside(2, tell, Group::barrier) {
+        assert_eq!(
+            result.expect_err("it is over").to_string(),
+            "rank 2 was lost: as a test"
+        );
+    }
+}
+
+#[test]
+fn an_abort_of_a_rank_that_owes_nothing_is_heard() {
+    let abort = Abort {
+        rank: Rank(1),
+        reason: "as a test".to_owned(),
+    };
+    let tell = |mut links: Box<dyn Links>| {
+        for peer in [0, 2] {
+            // After an early message, that nobody asks for.
+            write(links.as_mut(), peer, &frame(Kind::Message, 0, &[3; 1000]));
+            write(
+                links.as_mut(),
+                peer,
+                &frame(Kind::Abort, 1, &abort.encode()),
+            );
+        }
+        read(links.as_mut(), 0, HEADER_BYTES);
+        read(links.as_mut(), 2, HEADER_BYTES);
+    };
+    // Ranks 0 and 2 wait for each other.
+    let results = beside(3, tell, |group| {
+        group.recv(Rank(2 - group.rank().0), &mut Vec::new())
+    });
+    all_lost_rank_1(&results);
+}
+
+#[test]
+fn what_is_not_due_names_the_rank_that_sent_it() {
+    let cases: [(&str, Vec<u8>); 6] = [
+        (
+            "it sent Gather number 0 where Sum number 0 is due",
+            frame(Kind::Gather, 0, &[0; 8]),
+        ),
+        (
+            "it sent Sum number 5 where Sum number 0 is due",
+            frame(Kind::Sum, 5, &[0; 8]),
+        ),
+        (
+            "it sent 4 bytes in Sum number 0 where 8 are due",
+            frame(Kind::Sum, 0, &[0; 4]),
+        ),
+        (
+            "a frame began with bytes [47, 45]",
+            b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+        ),
+        (
+            "a frame is of unknown kind 200",
+            [&b"Sh\xc8"[..], &[0; 9]].concat(),
+        ),
+        (
+            "its last message names no rank",
+            frame(Kind::Abort, 0, &[1]),
+        ),
+    ];
+    for (reason, bytes) in cases {
+        let say = |mut links: Box<dyn Links>| {
+            write(links.as_mut(), 0, &bytes);
+            // Its own frame, and then that it is blamed.
+            read(links.as_mut(), 0, HEADER_BYTES + 8 + HEADER_BYTES);
+        };
+        for result in beside(2, say, |group| group.all_reduce_sum(&mut [1.0, 2.0])) {
+            let error = result.expect_err("not due");
+            assert_eq!(error.lost_rank(), Some(Rank(1)));
+            assert!(
+                error
+                    .to_string()
+                    .starts_with(&format!("rank 1 broke the protocol: {reason}")),
+                "{error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_announced_length_takes_no_memory_before_the_bytes_come() {
+    let announce = |mut links: Box<dyn Links>| {
+        let header = Header {
+            kind: Kind::Message,
+            sequence: 0,
+            length: 1 << 30,
+        };
+        write(links.as_mut(), 0, &header.encode());
+        write(links.as_mut(), 0, &[1; 1000]);
+    };
+    let results = beside(2, announce, |group| {
+        let mut data = Vec::new();
+        let outcome = group.recv(Rank(1), &mut data);
+        assert!(
+            data.capacity() <= 2 << 20,
+            "{} bytes reserved",
+            data.capacity()
+        );
+        outcome
+    });
+    all_lost_rank_1(&results);
+}

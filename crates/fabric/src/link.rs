@@ -1,0 +1,28 @@
+//! What carries bytes between ranks.
+
+use std::io::{self, IoSlice};
+use std::time::Duration;
+
+/// The links of one rank to all of its peers: one ordered, reliable stream of bytes each way to each.
+///
+/// Nothing here blocks but [`wait`](Self::wait). A link ends when either side drops its `Links`; what was written before
+/// can still be read. Collectives are written once over this trait, and one conformance suite runs over all of its
+/// implementations.
+pub(crate) trait Links: Send {
+    /// Writes what the link takes of `parts`, in order; `Ok(0)` when it takes nothing now.
+    fn write(&mut self, peer: usize, parts: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Reads what is there, at most `into`; `Ok(None)` when nothing is there now, `Ok(Some(0))` at the end.
+    fn read(&mut self, peer: usize, into: &mut [u8]) -> io::Result<Option<usize>>;
+
+    /// Sleeps until one of `interests` may have become possible, or for `timeout`. May wake early.
+    fn wait(&mut self, interests: &[Interest], timeout: Duration) -> io::Result<()>;
+}
+
+/// What a sleeping rank wants to be woken for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Interest {
+    pub(crate) peer: usize,
+    pub(crate) read: bool,
+    pub(crate) write: bool,
+}

@@ -1,0 +1,337 @@
+//! Forms a group over TCP.
+//!
+//! Rank 0 opens a [`Rendezvous`]; every other rank [joins](join) it, and says where it listens itself: on the address by
+//! which it reached rank 0, so that is the network the group uses. Rank 0 answers all of them at once, when they are
+//! complete, with everybody's address; then every rank connects to the ones below it. All of this is authenticated, every
+//! connection for itself, message by message; the frames of the collectives that follow are not, so the group trusts
+//! whoever can alter packets between its machines. Strangers at a port are turned away and stop nobody.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use crate::channel::Channel;
+use crate::error::FabricError;
+use crate::group::Group;
+use crate::handshake::Purpose;
+use crate::invitation::{Join, Reply};
+use crate::key::{KEY_BYTES, Key, random_bytes};
+use crate::lobby::Lobby;
+use crate::pace::Pace;
+use crate::rank::{Rank, WORLD_MAX};
+use crate::socket::TcpLinks;
+
+/// Where rank 0 waits for the others.
+#[derive(Debug)]
+pub struct Rendezvous {
+    listener: TcpListener,
+    address: SocketAddr,
+    world: usize,
+    key: Key,
+}
+
+impl Rendezvous {
+    /// Listens at `addr`, IPv4 or IPv6, for the other ranks of a group of `world`; port 0 takes any free one.
+    ///
+    /// # Errors
+    /// [`FabricError::Io`] when the address cannot be listened at, [`FabricError::Invalid`] for a world of 0 or above
+    /// [`WORLD_MAX`].
+    pub fn bind(addr: SocketAddr, world: usize, key: Key) -> Result<Self, FabricError> {
+        check_world(world)?;
+        let listener = TcpListener::bind(addr)?;
+        let address = listener.local_addr()?;
+        Ok(Self {
+            listener,
+            address,
+            world,
+            key,
+        })
+    }
+
+    /// Returns where it listens.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits for all other ranks and connects them; returns rank 0's place in the group.
+    ///
+    /// Whoever fails to prove the token, or asks for a place that is taken, is refused, and the wait goes on.
+    ///
+    /// # Errors
+    /// [`FabricError::Timeout`] naming the first rank that is missing at the deadline, or what was wrong with the last one
+    /// refused for its token or version; [`FabricError::RankLost`] for one that joined and left.
+    pub fn accept(self, deadline: Instant) -> Result<Group, FabricError> {
+        let started = Instant::now();
+        let (world, key) = (self.world, self.key);
+        let mut lobby = Lobby::new(self.listener, move |stream| {
+            let deadline = deadline.min(Instant::now() + GREETING_TIME_MAX);
+            let mut channel = Channel::accept_for(stream, &key, Purpose::Rendezvous, deadline)?;
+            let join = Join::decode(&channel.recv(Some(deadline))?)
+                .map_err(|reason| broke(&channel, reason))?;
+            Ok((channel, join))
+        })?;
+        let mut seats: Vec<Option<(Channel, SocketAddr)>> = (1..world).map(|_| None).collect();
+        let mut refused = None;
+        while let Some(missing) = seats.iter().position(Option::is_none) {
+            match lobby.next(deadline)? {
+                Some(Ok((channel, join))) => seat(&mut seats, channel, join),
+                Some(Err(error)) => {
+                    warn!(%error, "turned a connection away");
+                    if matches!(
+                        error,
+                        FabricError::WrongToken { .. } | FabricError::VersionMismatch { .. }
+                    ) {
+                        refused = Some(error);
+                    }
+                }
+                None => return Err(refused.unwrap_or_else(|| late(missing + 1, started, JOINING))),
+            }
+        }
+        let (mut channels, addresses): (Vec<Channel>, Vec<SocketAddr>) =
+            seats.into_iter().flatten().unzip();
+        let table = Reply::Table {
+            group: random_bytes(),
+            addresses,
+        }
+        .encode();
+        for (index, channel) in channels.iter_mut().enumerate() {
+            channel
+                .send(&table)
+                .map_err(|error| of_rank(index + 1, error, started, JOINING))?;
+        }
+        let mut streams = vec![None];
+        for (index, mut channel) in channels.into_iter().enumerate() {
+            channel
+                .recv(Some(deadline))
+                .map_err(|error| of_rank(index + 1, error, started, CONNECTING))?;
+            streams.push(Some(channel.into_stream()));
+        }
+        group(Rank(0), streams)
+    }
+}
+
+/// Joins the group of `world` whose rank 0 waits at `rendezvous`, as `rank`; returns this rank's place in the group.
+///
+/// The other ranks connect to the local address by which `rendezvous` was reached: over machines, no rank should be given
+/// a loopback address, not even one on rank 0's own machine.
+///
+/// # Errors
+/// [`FabricError::Unreachable`], [`FabricError::WrongToken`], [`FabricError::VersionMismatch`],
+/// [`FabricError::Refused`] when the place is taken or the world is another, [`FabricError::Timeout`] or
+/// [`FabricError::RankLost`] naming the rank that did not come or left, [`FabricError::Invalid`] for a rank that does not
+/// fit the world.
+pub fn join(
+    rendezvous: SocketAddr,
+    rank: Rank,
+    world: usize,
+    key: Key,
+    deadline: Instant,
+) -> Result<Group, FabricError> {
+    check_world(world)?;
+    if rank.index() >= world || rank == Rank(0) {
+        return Err(FabricError::Invalid(format!(
+            "{rank} cannot join a group of {world}: ranks 1 to N-1 join rank 0"
+        )));
+    }
+    let started = Instant::now();
+    let mut root = Channel::connect_for(
+        rendezvous,
+        &rendezvous.to_string(),
+        &key,
+        Purpose::Rendezvous,
+        deadline,
+    )?;
+    let mut own = root.local_addr()?;
+    own.set_port(0);
+    let listener = TcpListener::bind(own)?;
+    root.send(
+        &Join {
+            rank,
+            world,
+            listens: listener.local_addr()?,
+        }
+        .encode(),
+    )?;
+    let reply = root
+        .recv(Some(deadline))
+        .map_err(|error| of_rank(0, error, started, JOINING))?;
+    let (group_id, addresses) =
+        match Reply::decode(&reply).map_err(|reason| broke(&root, reason))? {
+            Reply::Refused(reason) => {
+                return Err(FabricError::Refused {
+                    peer: rendezvous.to_string(),
+                    reason,
+                });
+            }
+            Reply::Table { addresses, .. } if addresses.len() != world - 1 => {
+                return Err(broke(
+                    &root,
+                    format!("its table has {} ranks", addresses.len()),
+                ));
+            }
+            Reply::Table { group, addresses } => (group, addresses),
+        };
+
+    let mut streams: Vec<Option<TcpStream>> = (0..world).map(|_| None).collect();
+    for below in 1..rank.index() {
+        let address = in_scope_of(own, addresses[below - 1]);
+        let name = format!("{} at {address}", Rank::at(below));
+        let mut channel = Channel::connect_for(address, &name, &key, Purpose::Mesh, deadline)?;
+        let introduced = introduce(&mut channel, group_id, rank, deadline);
+        introduced.map_err(|error| of_rank(below, error, started, CONNECTING))?;
+        streams[below] = Some(channel.into_stream());
+    }
+    let mut lobby = Lobby::new(listener, move |stream| {
+        let deadline = deadline.min(Instant::now() + GREETING_TIME_MAX);
+        let mut channel = Channel::accept_for(stream, &key, Purpose::Mesh, deadline)?;
+        let from = welcome(&mut channel, group_id, deadline)?;
+        Ok((channel, from))
+    })?;
+    while let Some(missing) = (rank.index() + 1..world).find(|above| streams[*above].is_none()) {
+        match lobby.next(deadline)? {
+            Some(Ok((channel, from))) if from > rank && from.index() < world => {
+                streams[from.index()] = Some(channel.into_stream());
+            }
+            Some(Ok((_, from))) => warn!(%from, "turned a rank away that should not connect here"),
+            Some(Err(error)) => warn!(%error, "turned a connection away"),
+            None => return Err(late(missing, started, CONNECTING)),
+        }
+    }
+    root.send(&[])
+        .map_err(|error| of_rank(0, error, started, CONNECTING))?;
+    streams[0] = Some(root.into_stream());
+    group(rank, streams)
+}
+
+/// Gives a rank its place, or tells it why not.
+fn seat(seats: &mut [Option<(Channel, SocketAddr)>], mut channel: Channel, join: Join) {
+    let Join {
+        rank,
+        world,
+        listens,
+    } = join;
+    let peer = channel.peer_addr();
+    let mut refuse = |reason: String| {
+        warn!(%rank, %peer, reason, "refused a rank");
+        let _it_may_be_gone = channel.send(&Reply::Refused(reason).encode());
+    };
+    if world != seats.len() + 1 {
+        return refuse(format!(
+            "the cell has {} ranks and {rank} was started for {world}",
+            seats.len() + 1
+        ));
+    }
+    let Some(seat) = rank
+        .index()
+        .checked_sub(1)
+        .and_then(|index| seats.get_mut(index))
+    else {
+        return refuse(format!("a cell of {world} has no place for {rank} to join"));
+    };
+    // One that was started again takes the place of its former self.
+    if seat.as_ref().is_some_and(|(former, _)| !former.has_ended()) {
+        return refuse(format!("{rank} is there already: start every rank once"));
+    }
+    info!(%rank, %peer, "rank joined");
+    *seat = Some((channel, listens));
+}
+
+/// Says to a rank below who connects, and waits until it agrees.
+fn introduce(
+    channel: &mut Channel,
+    group: [u8; KEY_BYTES],
+    rank: Rank,
+    deadline: Instant,
+) -> Result<(), FabricError> {
+    channel.send(&[&group[..], &rank.0.to_le_bytes()].concat())?;
+    channel.recv(Some(deadline)).map(drop)
+}
+
+/// Hears from a rank above who connects, and agrees if it is of the same group.
+fn welcome(
+    channel: &mut Channel,
+    group: [u8; KEY_BYTES],
+    deadline: Instant,
+) -> Result<Rank, FabricError> {
+    let introduction = channel.recv(Some(deadline))?;
+    let rank = introduction
+        .strip_prefix(&group)
+        .and_then(|rank| rank.try_into().ok())
+        .map(u16::from_le_bytes);
+    let rank = rank.ok_or_else(|| broke(channel, "it belongs to another group".to_owned()))?;
+    channel.send(&[])?;
+    Ok(Rank(rank))
+}
+
+/// Makes the group of connected streams.
+fn group(rank: Rank, streams: Vec<Option<TcpStream>>) -> Result<Group, FabricError> {
+    let world = streams.len();
+    let is_local = |stream: &&TcpStream| matches!((stream.local_addr(), stream.peer_addr()), (Ok(ours), Ok(theirs)) if ours.ip() == theirs.ip());
+    let local_ranks = 1 + streams.iter().flatten().filter(is_local).count();
+    info!(%rank, world, local_ranks, "group formed over tcp");
+    Ok(Group::new(
+        rank,
+        world,
+        Box::new(TcpLinks::new(streams)?),
+        Pace::of_machine(local_ranks),
+    ))
+}
+
+/// Returns `address` as this machine must call it: a link-local address names its interface by a number of our own.
+fn in_scope_of(own: SocketAddr, address: SocketAddr) -> SocketAddr {
+    match (own, address) {
+        (SocketAddr::V6(own), SocketAddr::V6(mut theirs))
+            if theirs.ip().is_unicast_link_local() =>
+        {
+            theirs.set_scope_id(own.scope_id());
+            SocketAddr::V6(theirs)
+        }
+        _ => address,
+    }
+}
+
+fn check_world(world: usize) -> Result<(), FabricError> {
+    if (1..=WORLD_MAX).contains(&world) {
+        Ok(())
+    } else {
+        Err(FabricError::Invalid(format!(
+            "a group of {world} ranks; 1 to {WORLD_MAX} are possible"
+        )))
+    }
+}
+
+/// Returns the error for a rank whose connection failed while the group was being formed.
+fn of_rank(index: usize, error: FabricError, started: Instant, doing: &'static str) -> FabricError {
+    match error {
+        FabricError::Silent { .. } => late(index, started, doing),
+        FabricError::Closed { reason, .. } => FabricError::RankLost {
+            rank: Rank::at(index),
+            reason,
+        },
+        error => error,
+    }
+}
+
+fn late(index: usize, started: Instant, doing: &'static str) -> FabricError {
+    let waited_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    FabricError::Timeout {
+        rank: Rank::at(index),
+        waited_ms,
+        doing,
+    }
+}
+
+fn broke(channel: &Channel, reason: String) -> FabricError {
+    FabricError::Protocol {
+        rank: None,
+        peer: channel.peer_addr().to_string(),
+        reason,
+    }
+}
+
+const JOINING: &str = "waiting for all ranks to join";
+const CONNECTING: &str = "connecting the ranks to each other";
+/// How long somebody who connects may take to prove who they are.
+const GREETING_TIME_MAX: Duration = Duration::from_secs(5);

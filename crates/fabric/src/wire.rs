@@ -1,0 +1,261 @@
+//! Moves frames between one rank and its peers, all at once, with a bound on every wait.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use crate::error::FabricError;
+use crate::frame::{Abort, FrameError, Kind};
+use crate::inbox::Inbox;
+use crate::link::{Interest, Links};
+use crate::pace::Pace;
+use crate::rank::Rank;
+use crate::transfer::{Incoming, Outgoing};
+
+/// One rank's end of all its links, with what has to be remembered between two operations.
+pub(crate) struct Wire {
+    pub(crate) rank: Rank,
+    pub(crate) timeout: Duration,
+    pace: Pace,
+    pub(crate) links: Box<dyn Links>,
+    pub(crate) peers: Vec<Peer>,
+    /// Set once the group is over.
+    pub(crate) ended: Option<Abort>,
+}
+
+/// What is remembered of one peer.
+pub(crate) struct Peer {
+    pub(crate) inbox: Inbox,
+    pub(crate) frames_sent: u32,
+    frames_received: u32,
+    /// Its end of the link is closed; what is in the inbox still counts.
+    closed: bool,
+    /// Bytes to pass over before the next header; of use once the group is over.
+    pub(crate) skip: usize,
+}
+
+/// Why an operation cannot go on.
+#[derive(Debug)]
+pub(crate) enum Cause {
+    /// The link to a peer ended.
+    Lost { peer: usize, reason: String },
+    /// A peer told that the group is over.
+    Aborted(Abort),
+    /// A peer moved nothing for the whole timeout.
+    Silent { peer: usize, waited: Duration },
+    /// A peer sent what it must not send now.
+    Broken { peer: usize, reason: String },
+    /// The operating system would not let us wait.
+    Wait(io::Error),
+}
+
+impl Wire {
+    pub(crate) fn new(
+        rank: Rank,
+        world: usize,
+        links: Box<dyn Links>,
+        pace: Pace,
+        timeout: Duration,
+    ) -> Self {
+        let peer = || Peer {
+            inbox: Inbox::new(),
+            frames_sent: 0,
+            frames_received: 0,
+            closed: false,
+            skip: 0,
+        };
+        let peers = (0..world).map(|_| peer()).collect();
+        Self {
+            rank,
+            timeout,
+            pace,
+            links,
+            peers,
+            ended: None,
+        }
+    }
+
+    pub(crate) fn world(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// Returns the other ranks, in order.
+    pub(crate) fn others(&self) -> impl Iterator<Item = usize> + use<> {
+        let own = self.rank.index();
+        (0..self.peers.len()).filter(move |peer| *peer != own)
+    }
+
+    /// Sends and receives one frame of `kind` for each entry, all at the same time and in whatever order they move.
+    ///
+    /// Any failure ends the group: every peer is told who was lost, so that all of them name the same rank.
+    pub(crate) fn exchange(
+        &mut self,
+        kind: Kind,
+        mut sends: Vec<Outgoing<'_>>,
+        mut recvs: Vec<Incoming<'_>>,
+    ) -> Result<(), FabricError> {
+        if let Some(Abort { rank, reason }) = self.ended.clone() {
+            return Err(FabricError::RankLost { rank, reason });
+        }
+        for send in &mut sends {
+            send.address(kind, self.peers[send.peer].frames_sent)?;
+        }
+        for send in &sends {
+            let frames_sent = &mut self.peers[send.peer].frames_sent;
+            *frames_sent = frames_sent.wrapping_add(1);
+        }
+        for recv in &mut recvs {
+            let frames_received = &mut self.peers[recv.peer].frames_received;
+            recv.expect(kind, *frames_received);
+            *frames_received = frames_received.wrapping_add(1);
+        }
+        self.drive(&mut sends, &mut recvs)
+            .map_err(|cause| self.fail(cause, kind, &sends, &recvs))
+    }
+
+    /// Tells every peer that the group is over because of `lost`.
+    pub(crate) fn abort(&mut self, abort: Abort) {
+        if self.ended.is_none() {
+            self.end(abort, &[]);
+        }
+    }
+
+    fn drive(
+        &mut self,
+        sends: &mut [Outgoing<'_>],
+        recvs: &mut [Incoming<'_>],
+    ) -> Result<(), Cause> {
+        let mut patience = self.pace.start();
+        loop {
+            let mut moved = false;
+            for send in sends.iter_mut().filter(|send| !send.is_done()) {
+                moved |= send
+                    .push(self.links.as_mut())
+                    .map_err(|error| lost(send.peer, &error))?;
+            }
+            for recv in recvs.iter_mut().filter(|recv| !recv.is_done()) {
+                moved |= recv.pull(self.links.as_mut(), &mut self.peers[recv.peer])?;
+            }
+            if sends.iter().all(Outgoing::is_done) && recvs.iter().all(Incoming::is_done) {
+                return Ok(());
+            }
+            if moved {
+                patience.renew();
+            } else if !patience.pass() {
+                self.sleep(sends, recvs)?;
+            }
+        }
+    }
+
+    /// Sleeps until something may move, no longer than until the timeout of the peer that has been still the longest.
+    ///
+    /// Every link is listened to, also those of peers that owe nothing: one of them may tell that the group is over.
+    fn sleep(
+        &mut self,
+        sends: &mut [Outgoing<'_>],
+        recvs: &mut [Incoming<'_>],
+    ) -> Result<(), Cause> {
+        let now = Instant::now();
+        let own = self.rank.index();
+        let listening = |(peer, Peer { inbox, closed, .. }): (usize, &Peer)| {
+            let read = peer != own && !closed && !inbox.is_full();
+            Interest {
+                peer,
+                read,
+                write: false,
+            }
+        };
+        let mut interests: Vec<Interest> = self.peers.iter().enumerate().map(listening).collect();
+        let mut stillest: Option<(Instant, usize)> = None;
+        let mut note_still = |since: &mut Option<Instant>, peer| {
+            let still = (*since.get_or_insert(now), peer);
+            stillest = Some(stillest.map_or(still, |stillest| stillest.min(still)));
+        };
+        for recv in recvs.iter_mut().filter(|recv| !recv.is_done()) {
+            interests[recv.peer].read = true;
+            note_still(&mut recv.still_since, recv.peer);
+        }
+        for send in sends.iter_mut().filter(|send| !send.is_done()) {
+            if self.peers[send.peer].closed {
+                return Err(Cause::Lost {
+                    peer: send.peer,
+                    reason: CLOSED.to_owned(),
+                });
+            }
+            interests[send.peer].write = true;
+            note_still(&mut send.still_since, send.peer);
+        }
+        let (since, peer) = stillest.expect("something is left to do when a rank sleeps");
+        let waited = now.duration_since(since);
+        let Some(left) = self
+            .timeout
+            .checked_sub(waited)
+            .filter(|left| !left.is_zero())
+        else {
+            return Err(Cause::Silent { peer, waited });
+        };
+        interests.retain(|interest| interest.read || interest.write);
+        self.links.wait(&interests, left).map_err(Cause::Wait)?;
+        self.listen(recvs)
+    }
+
+    /// Reads what came from peers that owe nothing now.
+    fn listen(&mut self, recvs: &[Incoming<'_>]) -> Result<(), Cause> {
+        for index in self.others() {
+            let peer = &mut self.peers[index];
+            let owes = recvs
+                .iter()
+                .any(|recv| recv.peer == index && !recv.is_done());
+            if owes || peer.closed || peer.inbox.is_full() {
+                continue;
+            }
+            match peer.fill(self.links.as_mut(), index) {
+                Ok(true) => peer
+                    .inbox
+                    .abort()
+                    .map_or(Ok(()), |abort| Err(Cause::Aborted(abort)))?,
+                Ok(false) => {}
+                // It may have done its part and left; that is no loss before something is wanted from it.
+                Err(_) => peer.closed = true,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Peer {
+    /// Reads once into the inbox; true when something came.
+    pub(crate) fn fill(&mut self, links: &mut dyn Links, index: usize) -> Result<bool, Cause> {
+        match links.read(index, self.inbox.room()) {
+            Ok(None) => Ok(false),
+            Ok(Some(0)) => Err(Cause::Lost {
+                peer: index,
+                reason: CLOSED.to_owned(),
+            }),
+            Ok(Some(count)) => {
+                self.inbox.filled(count);
+                Ok(true)
+            }
+            Err(error) => Err(lost(index, &error)),
+        }
+    }
+}
+
+impl From<(usize, FrameError)> for Cause {
+    fn from((peer, error): (usize, FrameError)) -> Self {
+        Self::Broken {
+            peer,
+            reason: error.to_string(),
+        }
+    }
+}
+
+/// Returns the loss of a peer whose link failed.
+pub(crate) fn lost(peer: usize, error: &io::Error) -> Cause {
+    let reason = match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => CLOSED.to_owned(),
+        _ => format!("its connection failed ({error})"),
+    };
+    Cause::Lost { peer, reason }
+}
+
+pub(crate) const CLOSED: &str = "its connection was closed";

@@ -1,0 +1,533 @@
+//! What a group does, whatever carries it: every test runs over every kind of link.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use shoal_fabric::tcp::{self, Rendezvous};
+use shoal_fabric::{FabricError, Group, Key, Rank, in_process, solo};
+
+#[derive(Clone, Copy, Debug)]
+enum Links {
+    InProcess,
+    Tcp,
+}
+
+const LINKS: [Links; 2] = [Links::InProcess, Links::Tcp];
+const WORLDS: [usize; 5] = [1, 2, 3, 4, 5];
+const PATIENT: Duration = Duration::from_secs(60);
+/// For tests in which a peer stays silent on purpose.
+const HASTY: Duration = Duration::from_millis(300);
+
+fn groups(links: Links, world: usize, timeout: Duration) -> Vec<Group> {
+    match links {
+        Links::InProcess => in_process(world, timeout),
+        Links::Tcp => tcp_groups("127.0.0.1:0", world, timeout),
+    }
+}
+
+fn tcp_groups(address: &str, world: usize, timeout: Duration) -> Vec<Group> {
+    let key = Key::from_token("a token of the test");
+    let deadline = Instant::now() + PATIENT;
+    let rendezvous = Rendezvous::bind(address.parse().expect("an address"), world, key.clone())
+        .expect("a free port");
+    let address = rendezvous.local_addr();
+    thread::scope(|scope| {
+        let joining: Vec<_> = (1..world)
+            .map(|rank| {
+                let key = key.clone();
+                let rank = Rank(u16::try_from(rank).expect("small"));
+                scope.spawn(move || tcp::join(address, rank, world, key, deadline))
+            })
+            .collect();
+        let root = rendezvous.accept(deadline);
+        let others = joining
+            .into_iter()
+            .map(|handle| handle.join().expect("join does not panic"));
+        let groups: Result<Vec<Group>, FabricError> = [root].into_iter().chain(others).collect();
+        let mut groups = groups.expect("the group forms");
+        groups
+            .iter_mut()
+            .for_each(|group| group.set_timeout(timeout));
+        groups
+    })
+}
+
+/// Runs `work` on each rank at the same time; results are in rank order.
+fn on_each<T: Send>(groups: Vec<Group>, work: impl Fn(&mut Group) -> T + Sync) -> Vec<T> {
+    thread::scope(|scope| {
+        let work = &work;
+        let running: Vec<_> = groups
+            .into_iter()
+            .map(|mut group| {
+                scope.spawn(move || {
+                    let result = work(&mut group);
+                    (result, group)
+                })
+            })
+            .collect();
+        // No group is dropped before all are done: nobody is lost by being the first.
+        let (results, _groups): (Vec<T>, Vec<Group>) = running
+            .into_iter()
+            .map(|handle| handle.join().expect("no rank panics"))
+            .unzip();
+        results
+    })
+}
+
+fn everywhere(worlds: &[usize], check: impl Fn(Links, usize)) {
+    for links in LINKS {
+        for world in worlds {
+            check(links, *world);
+        }
+    }
+}
+
+/// Values whose sum depends on the order: magnitudes far apart, signs mixed.
+fn values(rank: usize, len: usize) -> Vec<f32> {
+    let mut state = 0x9e37_79b9_u32.wrapping_mul(u32::try_from(rank).expect("small") + 1);
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state
+    };
+    let value = |bits: u32| {
+        let magnitude = [1e-6, 1.0, 1e7][bits as usize % 3];
+        (f64::from(bits) / f64::from(u32::MAX) - 0.5) as f32 * magnitude
+    };
+    (0..len).map(|_| value(next())).collect()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+#[test]
+fn sums_are_taken_in_rank_order_and_agree_to_the_bit() {
+    everywhere(&WORLDS, |links, world| {
+        for len in [0, 1, 7, 4096, 8193, 100_003, 1 << 20] {
+            let terms: Vec<Vec<f32>> = (0..world).map(|rank| values(rank, len)).collect();
+            let fold = |ranks: &mut dyn Iterator<Item = usize>| {
+                let mut sum = terms[ranks.next().expect("a rank")].clone();
+                ranks.for_each(|rank| {
+                    sum.iter_mut()
+                        .zip(&terms[rank])
+                        .for_each(|(sum, term)| *sum += term)
+                });
+                bits(&sum)
+            };
+            let expected = fold(&mut (0..world));
+            if world > 2 && len > 7 {
+                assert_ne!(
+                    expected,
+                    fold(&mut (0..world).rev()),
+                    "the data must tell orders apart"
+                );
+            }
+            let sums = on_each(groups(links, world, PATIENT), |group| {
+                let mut data = terms[group.rank().index()].clone();
+                group
+                    .all_reduce_sum(&mut data)
+                    .expect("all ranks take part");
+                bits(&data)
+            });
+            assert!(
+                sums.iter().all(|sum| *sum == expected),
+                "{links:?}, {world} ranks, {len} values"
+            );
+        }
+    });
+}
+
+#[test]
+fn many_sums_follow_each_other() {
+    everywhere(&[2, 3], |links, world| {
+        let sums = on_each(groups(links, world, PATIENT), |group| {
+            let mut sum = 0.0;
+            for step in 0..500_u16 {
+                let mut data = vec![
+                    f32::from(step) + f32::from(group.rank().0);
+                    1 + usize::from(step) * 7 % 2048
+                ];
+                group
+                    .all_reduce_sum(&mut data)
+                    .expect("all ranks take part");
+                assert!(data.iter().all(|value| *value == data[0]));
+                sum += data[0];
+            }
+            sum
+        });
+        let n = world as f32;
+        let expected = 499.0 * 500.0 / 2.0 * n + 500.0 * n * (n - 1.0) / 2.0;
+        assert_eq!(sums, vec![expected; world]);
+    });
+}
+
+#[test]
+fn gathering_brings_unequal_parts_to_all() {
+    everywhere(&WORLDS, |links, world| {
+        for scale in [0, 1, 1000, 400_000] {
+            let part = |rank: usize| vec![u8::try_from(rank).expect("small") + 1; rank * scale];
+            let expected: Vec<Vec<u8>> = (0..world).map(part).collect();
+            let gathered = on_each(groups(links, world, PATIENT), |group| {
+                // What was there before does not show through.
+                let mut all = vec![vec![99; 5000]; 9];
+                group
+                    .all_gather(&part(group.rank().index()), &mut all)
+                    .expect("all ranks take part");
+                all
+            });
+            assert!(
+                gathered.iter().all(|all| *all == expected),
+                "{links:?}, {world} ranks, scale {scale}"
+            );
+        }
+    });
+}
+
+#[test]
+fn gathered_values_are_concatenated_in_rank_order() {
+    everywhere(&WORLDS, |links, world| {
+        for scale in [0, 3, 100_000] {
+            let lens: Vec<usize> = (0..world).map(|rank| (world - rank) * scale).collect();
+            let expected: Vec<f32> = (0..world)
+                .flat_map(|rank| values(rank, lens[rank]))
+                .collect();
+            let gathered = on_each(groups(links, world, PATIENT), |group| {
+                let mut out = vec![f32::NAN; lens.iter().sum()];
+                let rank = group.rank().index();
+                group
+                    .all_gather_f32(&values(rank, lens[rank]), &lens, &mut out)
+                    .expect("all ranks take part");
+                out
+            });
+            assert!(
+                gathered.iter().all(|out| *out == expected),
+                "{links:?}, {world} ranks, scale {scale}"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_broadcast_brings_the_bytes_of_any_root_to_all() {
+    everywhere(&WORLDS, |links, world| {
+        let message = |root: u16, len: usize| vec![u8::try_from(root).expect("small") + 1; len];
+        let received = on_each(groups(links, world, PATIENT), |group| {
+            let mut received = Vec::new();
+            for root in 0..u16::try_from(world).expect("small") {
+                for len in [0, 5, 3_000_000] {
+                    let is_root = group.rank() == Rank(root);
+                    let mut data = if is_root {
+                        message(root, len)
+                    } else {
+                        vec![0; 77]
+                    };
+                    group
+                        .broadcast(Rank(root), &mut data)
+                        .expect("all ranks take part");
+                    received.push(data == message(root, len));
+                }
+            }
+            received
+        });
+        assert_eq!(
+            received,
+            vec![vec![true; 3 * world]; world],
+            "{links:?}, {world} ranks"
+        );
+    });
+}
+
+#[test]
+fn messages_arrive_in_the_order_they_were_sent() {
+    everywhere(&[2, 3, 4, 5], |links, world| {
+        let world_end = u16::try_from(world).expect("small");
+        on_each(groups(links, world, PATIENT), |group| {
+            let own = group.rank();
+            if own == Rank(0) {
+                // The last sender first: the others' messages wait in their links.
+                for from in (1..world_end).rev() {
+                    for number in 0..50_u8 {
+                        let mut data = Vec::new();
+                        group.recv(Rank(from), &mut data).expect("it was sent");
+                        assert_eq!(data, vec![number; usize::from(number) * 10]);
+                    }
+                    group.send(Rank(from), b"seen").expect("it waits");
+                }
+            } else {
+                for number in 0..50_u8 {
+                    group
+                        .send(Rank(0), &vec![number; usize::from(number) * 10])
+                        .expect("it will be received");
+                }
+                let mut data = Vec::new();
+                group.recv(Rank(0), &mut data).expect("it was sent");
+                assert_eq!(data, b"seen");
+            }
+        });
+    });
+}
+
+#[test]
+fn messages_larger_than_any_buffer_cross() {
+    everywhere(&[2], |links, world| {
+        on_each(groups(links, world, PATIENT), |group| {
+            let mut data = values(0, 1 << 23);
+            group
+                .all_reduce_sum(&mut data)
+                .expect("both ranks take part");
+            assert_eq!(data[12_345], 2.0 * values(0, 12_346)[12_345]);
+        });
+    });
+}
+
+#[test]
+fn nobody_passes_a_barrier_before_all_have_come() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    everywhere(&WORLDS, |links, world| {
+        let come = AtomicUsize::new(0);
+        on_each(groups(links, world, PATIENT), |group| {
+            for round in 1..=20 {
+                come.fetch_add(1, Ordering::SeqCst);
+                group.barrier().expect("all ranks take part");
+                assert!(come.load(Ordering::SeqCst) >= round * world);
+            }
+        });
+    });
+}
+
+/// What each survivor says when `lost` leaves and the others do `work`.
+fn without(
+    links: Links,
+    world: usize,
+    lost: usize,
+    work: impl Fn(&mut Group) -> Result<(), FabricError> + Sync,
+) {
+    let mut groups = groups(links, world, PATIENT);
+    drop(groups.remove(lost));
+    let outcomes = on_each(groups, |group| {
+        let first = work(group).expect_err("a rank is missing");
+        let second = group.barrier().expect_err("the group is over");
+        (first, second)
+    });
+    let expected = Some(Rank(u16::try_from(lost).expect("small")));
+    for (first, second) in outcomes {
+        assert!(
+            matches!(first, FabricError::RankLost { .. }),
+            "{links:?}: {first}"
+        );
+        assert_eq!(
+            (first.lost_rank(), second.lost_rank()),
+            (expected, expected),
+            "{links:?}: {first}; {second}"
+        );
+    }
+}
+
+#[test]
+fn every_survivor_names_the_rank_that_died() {
+    everywhere(&[2, 3, 4, 5], |links, world| {
+        for lost in 0..world {
+            for len in [16, 1 << 18] {
+                without(links, world, lost, |group| {
+                    group.all_reduce_sum(&mut vec![1.0; len])
+                });
+            }
+            without(links, world, lost, |group| {
+                group.all_gather(b"mine", &mut Vec::new())
+            });
+            without(links, world, lost, Group::barrier);
+        }
+    });
+}
+
+#[test]
+fn a_survivor_that_waits_for_another_survivor_names_the_rank_that_died() {
+    everywhere(&[3], |links, world| {
+        without(links, world, 1, |group| match group.rank() {
+            Rank(0) => group.recv(Rank(1), &mut Vec::new()),
+            _ => group.recv(Rank(0), &mut Vec::new()),
+        });
+    });
+}
+
+#[test]
+fn a_rank_that_left_after_its_part_is_no_loss() {
+    everywhere(&[3, 4], |links, world| {
+        let groups = groups(links, world, PATIENT);
+        let outcomes: Vec<Result<(), FabricError>> = thread::scope(|scope| {
+            let run = |mut group: Group| {
+                for _ in 0..20 {
+                    group.all_reduce_sum(&mut [1.0; 512])?;
+                }
+                group.barrier()
+                // Here the group is dropped, while others may still be at the barrier.
+            };
+            let running: Vec<_> = groups
+                .into_iter()
+                .map(|group| scope.spawn(move || run(group)))
+                .collect();
+            running
+                .into_iter()
+                .map(|handle| handle.join().expect("no rank panics"))
+                .collect()
+        });
+        assert!(
+            outcomes.iter().all(Result::is_ok),
+            "{links:?}: {outcomes:?}"
+        );
+    });
+}
+
+#[test]
+fn a_rank_that_stalls_is_named_by_all() {
+    everywhere(&[2, 3, 4], |links, world| {
+        for len in [16, 1 << 20] {
+            let stalled = Rank(1);
+            let outcomes = on_each(groups(links, world, HASTY), |group| {
+                // It keeps its links open, and says nothing.
+                (group.rank() != stalled).then(|| {
+                    group
+                        .all_reduce_sum(&mut vec![1.0; len])
+                        .expect_err("a rank stalls")
+                })
+            });
+            let errors: Vec<FabricError> = outcomes.into_iter().flatten().collect();
+            assert_eq!(errors.len(), world - 1);
+            assert!(
+                errors
+                    .iter()
+                    .all(|error| error.lost_rank() == Some(stalled)),
+                "{links:?}: {errors:?}"
+            );
+            assert!(
+                errors
+                    .iter()
+                    .any(|error| matches!(error, FabricError::Timeout { .. })),
+                "{links:?}: {errors:?}"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_rank_that_everybody_gave_up_learns_it() {
+    everywhere(&[2, 3], |links, world| {
+        let over = std::sync::Barrier::new(world);
+        let lost = on_each(groups(links, world, HASTY), |group| {
+            if group.rank() == Rank(1) {
+                over.wait();
+                // What the others sent before they gave up is still there, and so may be enough for the first.
+                group
+                    .barrier()
+                    .and_then(|()| group.barrier())
+                    .expect_err("the group is over")
+                    .lost_rank()
+            } else {
+                let error = group.barrier().expect_err("a rank stalls");
+                over.wait();
+                error.lost_rank()
+            }
+        });
+        assert_eq!(lost, vec![Some(Rank(1)); world]);
+    });
+}
+
+#[test]
+fn an_abort_reaches_all_with_its_reason() {
+    everywhere(&[2, 3, 4], |links, world| {
+        let errors = on_each(groups(links, world, PATIENT), |group| {
+            if group.rank() == Rank(0) {
+                group.abort(Rank(1), "its process ended");
+            }
+            group
+                .all_reduce_sum(&mut vec![1.0; 100_000])
+                .expect_err("the group is over")
+        });
+        for error in errors {
+            assert_eq!(
+                error.to_string(),
+                "rank 1 was lost: its process ended",
+                "{links:?}"
+            );
+        }
+    });
+}
+
+#[test]
+fn ranks_that_disagree_are_told_apart() {
+    everywhere(&[2], |links, world| {
+        let errors = on_each(groups(links, world, PATIENT), |group| match group.rank() {
+            Rank(0) => group.all_reduce_sum(&mut [1.0; 3]),
+            _ => group.all_reduce_sum(&mut [1.0; 4]),
+        });
+        assert!(errors.iter().flatten().next().is_none());
+        let protocol =
+            |error: &FabricError| matches!(error, FabricError::Protocol { rank: Some(_), .. });
+        assert!(
+            errors
+                .iter()
+                .any(|result| result.as_ref().is_err_and(protocol)),
+            "{links:?}: {errors:?}"
+        );
+
+        let errors = on_each(groups(links, world, PATIENT), |group| match group.rank() {
+            Rank(0) => group.barrier(),
+            _ => group.all_gather(b"x", &mut Vec::new()),
+        });
+        assert!(
+            errors
+                .iter()
+                .any(|result| result.as_ref().is_err_and(protocol)),
+            "{links:?}: {errors:?}"
+        );
+    });
+}
+
+#[test]
+fn wrong_arguments_are_refused_and_do_no_harm() {
+    everywhere(&[2], |links, world| {
+        on_each(groups(links, world, PATIENT), |group| {
+            let own = group.rank();
+            let invalid =
+                |result: Result<(), FabricError>| matches!(result, Err(FabricError::Invalid(_)));
+            assert!(invalid(group.send(own, b"to myself")));
+            assert!(invalid(group.recv(Rank(2), &mut Vec::new())));
+            assert!(invalid(group.broadcast(Rank(7), &mut Vec::new())));
+            assert!(invalid(group.all_gather_f32(
+                &[1.0],
+                &[1, 1],
+                &mut [0.0; 3]
+            )));
+            assert!(invalid(group.all_gather_f32(&[1.0], &[1], &mut [0.0])));
+            group.barrier().expect("the group goes on");
+        });
+    });
+}
+
+#[test]
+fn one_rank_alone_needs_nobody() {
+    let mut group = solo();
+    assert_eq!((group.rank(), group.world()), (Rank(0), 1));
+    let mut data = [1.5, 2.5];
+    group.all_reduce_sum(&mut data).expect("nobody to wait for");
+    assert_eq!(data, [1.5, 2.5]);
+    group.barrier().expect("nobody to wait for");
+}
+
+#[test]
+fn groups_form_over_ipv6() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        eprintln!("SKIPPED groups_form_over_ipv6: this machine has no IPv6 loopback");
+        return;
+    }
+    let sums = on_each(tcp_groups("[::1]:0", 3, PATIENT), |group| {
+        let mut data = [1.0];
+        group
+            .all_reduce_sum(&mut data)
+            .expect("all ranks take part");
+        data[0]
+    });
+    assert_eq!(sums, [3.0; 3]);
+}
