@@ -1,0 +1,75 @@
+//! What can go wrong with a model.
+
+use shoal_fabric::FabricError;
+use thiserror::Error;
+
+/// A model cannot be used, or a step failed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// The architecture is not supported. Another model is needed.
+    #[error("architecture {name:?} is not supported; supported: {supported}")]
+    Architecture {
+        /// What the file names.
+        name: String,
+        /// What there is, comma-separated.
+        supported: String,
+    },
+    /// The model uses something that is not supported. Another model is needed.
+    #[error("{0} is not supported; use another model")]
+    Unsupported(String),
+    /// A metadata key is missing or makes no sense. Whoever made the file can fix it.
+    #[error("metadata {key} is {problem}; fetch the model again or convert it again")]
+    Metadata {
+        /// The key.
+        key: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A weight is missing.
+    #[error("tensor {name} is missing; fetch the model again")]
+    MissingTensor {
+        /// The weight.
+        name: String,
+    },
+    /// The file holds a weight that this architecture does not use, so its output would be wrong without it.
+    #[error(
+        "tensor {name} has no meaning for architecture {architecture}; use a newer release or another model"
+    )]
+    UnknownTensor {
+        /// The weight.
+        name: String,
+        /// The architecture.
+        architecture: String,
+    },
+    /// A weight has the wrong shape.
+    #[error(
+        "tensor {name} is {found_rows} by {found_cols}, expected {rows} by {cols}; fetch the model again"
+    )]
+    TensorShape {
+        /// The weight.
+        name: String,
+        /// Rows it should have.
+        rows: usize,
+        /// Columns it should have.
+        cols: usize,
+        /// Rows it has.
+        found_rows: usize,
+        /// Columns it has.
+        found_cols: usize,
+    },
+    /// The model cannot be divided as asked. Fewer nodes or other shares are needed.
+    #[error("{0}")]
+    Split(String),
+    /// A member received something that rank 0 should not have sent. Both must run the same release.
+    #[error(
+        "the model's description from rank 0 was not understood ({0}); run the same release of shoal on all machines"
+    )]
+    Handover(String),
+    /// A step exceeds what was set aside. The engine is at fault.
+    #[error("a step cannot be computed: {0}")]
+    Step(String),
+    /// The group failed.
+    #[error(transparent)]
+    Fabric(#[from] FabricError),
+}

@@ -1,0 +1,390 @@
+//! One step: the forward pass of a batch over a rank's slices.
+//!
+//! Every rank runs this on the same spans and reaches the same sums, so all hold the same residual stream and the same
+//! logits, bit for bit. Nothing here asks which rank it is.
+
+use shoal_fabric::Group;
+use shoal_kernels::AttentionSpan;
+
+use crate::error::ModelError;
+use crate::load::{Block, Slab};
+use crate::model::Model;
+use crate::spec::{Axis, ModelSpec};
+use crate::split::SplitPlan;
+
+/// Consecutive new tokens of one sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The tokens; at least one.
+    pub tokens: Vec<u32>,
+    /// Position of the first one.
+    pub start: u32,
+    /// KV pages of the sequence: position `p` lives in `pages[p / page_tokens]`.
+    pub pages: Vec<u32>,
+    /// Whether the logits after the last token are wanted.
+    pub wants_logits: bool,
+}
+
+/// Logits of a step: one row over the whole vocabulary for each span that wanted them, in order.
+pub struct Logits<'a> {
+    rows: &'a [f32],
+    vocabulary: usize,
+}
+
+impl Logits<'_> {
+    /// Returns the number of rows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.rows.len() / self.vocabulary
+    }
+
+    /// Says whether no span wanted logits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Returns the row of the `i`-th span that wanted logits.
+    ///
+    /// # Panics
+    /// If there are not that many.
+    #[must_use]
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.rows[i * self.vocabulary..][..self.vocabulary]
+    }
+}
+
+/// Activations of the largest step, set aside once.
+pub(crate) struct Buffers {
+    positions: Vec<u32>,
+    residual: Vec<f32>,
+    normed: Vec<f32>,
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+    attended: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    /// Input of a product whose slice is wider than what the rank owns.
+    widened: Vec<f32>,
+    partial: Vec<f32>,
+    logits_part: Vec<f32>,
+    logits_parts: Vec<f32>,
+    logits: Vec<f32>,
+}
+
+impl Buffers {
+    pub(crate) fn new(spec: &ModelSpec, split: &SplitPlan, rank: usize, tokens_max: usize) -> Self {
+        let tokens = |width: usize| vec![0.0; tokens_max * width];
+        let query = split.part(Axis::Heads, rank).len() * spec.head_dim;
+        let key = split.part(Axis::KvHeads, rank).len() * spec.head_dim;
+        let ffn = split.part(Axis::Ffn, rank).len();
+        Self {
+            positions: Vec::with_capacity(tokens_max),
+            residual: tokens(spec.width),
+            normed: tokens(spec.width),
+            query: tokens(query),
+            key: tokens(key),
+            value: tokens(key),
+            attended: tokens(query),
+            gate: tokens(ffn),
+            up: tokens(ffn),
+            widened: Vec::new(),
+            partial: tokens(spec.width),
+            // As many rows as sequences want logits; known only when they do.
+            logits_part: Vec::new(),
+            logits_parts: Vec::new(),
+            logits: Vec::new(),
+        }
+    }
+}
+
+impl Model {
+    /// Computes the spans, extends the KV cache, and returns the logits that are wanted.
+    ///
+    /// Every rank of the group must call this with the same spans.
+    ///
+    /// # Errors
+    /// [`ModelError::Step`] when the spans exceed what was set aside, before anything is computed;
+    /// [`ModelError::Fabric`] when a rank is lost.
+    pub fn forward(&mut self, spans: &[Span], group: &mut Group) -> Result<Logits<'_>, ModelError> {
+        let tokens = self.check(spans)?;
+        self.embed(spans, tokens, group)?;
+        for layer in 0..self.weights.blocks.len() {
+            self.attention(layer, spans, tokens, group)?;
+            self.feed_forward(layer, tokens, group)?;
+        }
+        self.head(spans, group)
+    }
+
+    /// Returns the number of tokens, having made sure that no index below can be out of range.
+    fn check(&self, spans: &[Span]) -> Result<usize, ModelError> {
+        let refused = |what: String| Err(ModelError::Step(what));
+        let mut tokens = 0;
+        for span in spans {
+            let end = u64::from(span.start) + span.tokens.len() as u64;
+            if span.tokens.is_empty() {
+                return refused("a span has no tokens".to_owned());
+            }
+            if end > u64::from(self.config.context) {
+                return refused(format!(
+                    "position {end} is beyond the context of {}",
+                    self.config.context
+                ));
+            }
+            if end > span.pages.len() as u64 * u64::from(self.config.page_tokens) {
+                return refused("a span has too few pages".to_owned());
+            }
+            if let Some(page) = span
+                .pages
+                .iter()
+                .find(|page| **page >= self.config.kv_pages)
+            {
+                return refused(format!("there is no page {page}"));
+            }
+            if let Some(token) = span
+                .tokens
+                .iter()
+                .find(|token| **token as usize >= self.spec.vocabulary)
+            {
+                return refused(format!("there is no token {token}"));
+            }
+            tokens += span.tokens.len();
+        }
+        if tokens > self.config.batch_tokens_max {
+            return refused(format!(
+                "{tokens} tokens exceed the batch of {}",
+                self.config.batch_tokens_max
+            ));
+        }
+        Ok(tokens)
+    }
+
+    /// Every rank looks up the tokens of its part of the vocabulary; the sum of one row and zeros is that row.
+    fn embed(
+        &mut self,
+        spans: &[Span],
+        tokens: usize,
+        group: &mut Group,
+    ) -> Result<(), ModelError> {
+        let own = self.split.part(Axis::Vocabulary, group.rank().0.into());
+        let width = self.spec.width;
+        let residual = &mut self.buffers.residual[..tokens * width];
+        let all = spans.iter().flat_map(|span| &span.tokens);
+        for (token, row) in all.zip(residual.chunks_exact_mut(width)) {
+            match (*token as usize).checked_sub(own.start) {
+                Some(local) if local < own.len() => {
+                    self.weights.embedding.matrix.dequantize_row(local, row)
+                }
+                _ => row.fill(0.0),
+            }
+        }
+        self.buffers.positions.clear();
+        for span in spans {
+            self.buffers
+                .positions
+                .extend(span.start..span.start + span.tokens.len() as u32);
+        }
+        group.all_reduce_sum(residual)?;
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        layer: usize,
+        spans: &[Span],
+        tokens: usize,
+        group: &mut Group,
+    ) -> Result<(), ModelError> {
+        let Self {
+            spec,
+            cpu,
+            weights,
+            rotary,
+            heads,
+            cache,
+            buffers: b,
+            ..
+        } = self;
+        let block: &Block = &weights.blocks[layer];
+        let width = tokens * spec.width;
+        let kv_width = cache.shape().kv_heads * spec.head_dim;
+        let (q_len, kv_len) = (tokens * heads.heads * spec.head_dim, tokens * kv_width);
+
+        let normed = &mut b.normed[..width];
+        cpu.rms_norm(
+            &b.residual[..width],
+            &block.attention_norm,
+            spec.norm_epsilon,
+            normed,
+        );
+        let (query, key, value) = (
+            &mut b.query[..q_len],
+            &mut b.key[..kv_len],
+            &mut b.value[..kv_len],
+        );
+        cpu.linear_many(
+            normed,
+            &mut [
+                (&block.query.matrix, &mut *query),
+                (&block.key.matrix, &mut *key),
+                (&block.value.matrix, &mut *value),
+            ],
+        );
+        cpu.rotary(query, heads.heads, &b.positions, rotary);
+        cpu.rotary(key, cache.shape().kv_heads, &b.positions, rotary);
+
+        let mut done = 0;
+        for span in spans {
+            let rows = done * kv_width..(done + span.tokens.len()) * kv_width;
+            cache.write(
+                layer,
+                &span.pages,
+                span.start,
+                &key[rows.clone()],
+                &value[rows],
+            );
+            done += span.tokens.len();
+        }
+        let reads: Vec<AttentionSpan<'_>> = spans
+            .iter()
+            .map(|span| AttentionSpan {
+                pages: &span.pages,
+                start: span.start,
+                tokens: span.tokens.len(),
+            })
+            .collect();
+        let attended = &mut b.attended[..q_len];
+        cpu.attention(
+            query,
+            cache,
+            layer,
+            &reads,
+            heads,
+            spec.attention_scale,
+            attended,
+        );
+
+        let partial = &mut b.partial[..width];
+        let input = widen(&block.output, attended, tokens, &mut b.widened);
+        cpu.linear(input, &block.output.matrix, partial);
+        group.all_reduce_sum(partial)?;
+        cpu.add(&mut b.residual[..width], partial);
+        Ok(())
+    }
+
+    fn feed_forward(
+        &mut self,
+        layer: usize,
+        tokens: usize,
+        group: &mut Group,
+    ) -> Result<(), ModelError> {
+        let Self {
+            spec,
+            cpu,
+            weights,
+            buffers: b,
+            ..
+        } = self;
+        let block: &Block = &weights.blocks[layer];
+        let width = tokens * spec.width;
+        let inner = tokens * block.gate.matrix.rows();
+
+        let normed = &mut b.normed[..width];
+        cpu.rms_norm(
+            &b.residual[..width],
+            &block.ffn_norm,
+            spec.norm_epsilon,
+            normed,
+        );
+        let (gate, up) = (&mut b.gate[..inner], &mut b.up[..inner]);
+        cpu.linear_many(
+            normed,
+            &mut [
+                (&block.gate.matrix, &mut *gate),
+                (&block.up.matrix, &mut *up),
+            ],
+        );
+        cpu.silu_mul(gate, up);
+
+        let partial = &mut b.partial[..width];
+        let input = widen(&block.down, gate, tokens, &mut b.widened);
+        cpu.linear(input, &block.down.matrix, partial);
+        group.all_reduce_sum(partial)?;
+        cpu.add(&mut b.residual[..width], partial);
+        Ok(())
+    }
+
+    /// Norm and head for the last tokens of the spans that want logits, gathered over the vocabulary's parts.
+    fn head(&mut self, spans: &[Span], group: &mut Group) -> Result<Logits<'_>, ModelError> {
+        let Self {
+            spec,
+            split,
+            cpu,
+            weights,
+            buffers: b,
+            ..
+        } = self;
+        let (width, vocabulary) = (spec.width, spec.vocabulary);
+        let mut rows = 0;
+        let mut end = 0;
+        for span in spans {
+            end += span.tokens.len();
+            if span.wants_logits {
+                b.partial[rows * width..][..width]
+                    .copy_from_slice(&b.residual[(end - 1) * width..][..width]);
+                rows += 1;
+            }
+        }
+        b.logits.resize(rows * vocabulary, 0.0);
+        if rows > 0 {
+            let head = weights.head.as_ref().unwrap_or(&weights.embedding);
+            let normed = &mut b.normed[..rows * width];
+            cpu.rms_norm(
+                &b.partial[..rows * width],
+                &weights.final_norm,
+                spec.norm_epsilon,
+                normed,
+            );
+            b.logits_part.resize(rows * head.matrix.rows(), 0.0);
+            cpu.linear(normed, &head.matrix, &mut b.logits_part);
+
+            let parts: Vec<_> = (0..split.world())
+                .map(|rank| split.part(Axis::Vocabulary, rank))
+                .collect();
+            let lens: Vec<usize> = parts.iter().map(|part| rows * part.len()).collect();
+            b.logits_parts.resize(rows * vocabulary, 0.0);
+            group.all_gather_f32(&b.logits_part, &lens, &mut b.logits_parts)?;
+            // From rank by rank to row by row.
+            for part in parts {
+                let gathered = &b.logits_parts[rows * part.start..];
+                for row in 0..rows {
+                    b.logits[row * vocabulary..][part.clone()]
+                        .copy_from_slice(&gathered[row * part.len()..][..part.len()]);
+                }
+            }
+        }
+        Ok(Logits {
+            rows: &b.logits,
+            vocabulary,
+        })
+    }
+}
+
+/// Returns the input of a column-split product: as it is, or between the zeros that its widened slice asks for.
+fn widen<'a>(slab: &Slab, own: &'a [f32], tokens: usize, widened: &'a mut Vec<f32>) -> &'a [f32] {
+    let cols = slab.matrix.cols();
+    let own_cols = own.len() / tokens;
+    if cols == own_cols {
+        return own;
+    }
+    widened.clear();
+    widened.resize(tokens * cols, 0.0);
+    for (row, own) in widened
+        .chunks_exact_mut(cols)
+        .zip(own.chunks_exact(own_cols))
+    {
+        row[slab.lead..][..own_cols].copy_from_slice(own);
+    }
+    widened
+}
