@@ -12,11 +12,11 @@ use crate::arch::{Chunk, Scalar};
 /// Weights in a chunk.
 pub(crate) const CHUNK: usize = 32;
 
-/// 32 weights: `scales[i / 16] × quants[i] + mins[i / 16]`.
-pub(crate) struct Unpacked<B> {
-    pub(crate) quants: B,
-    pub(crate) scales: [f32; 2],
-    pub(crate) mins: [f32; 2],
+/// 32 weights: `scales × quants + mins`, with scales and minima for each half.
+pub(crate) struct Unpacked<C: Chunk> {
+    pub(crate) quants: C::Bytes,
+    pub(crate) scales: C::F32,
+    pub(crate) mins: C::F32,
 }
 
 /// A quantised block layout.
@@ -24,7 +24,7 @@ pub(crate) trait Format {
     /// Bytes of a block.
     type Block: 'static + Copy;
     /// Scales of a block, decoded once for all its chunks.
-    type Header: Copy;
+    type Header<C: Chunk>: Copy;
     /// Chunks in a block.
     const CHUNKS: usize;
     /// Whether the two halves of a chunk have scales of their own.
@@ -35,14 +35,14 @@ pub(crate) trait Format {
     /// Views a row as blocks.
     fn blocks(row: &[u8]) -> &[Self::Block];
     /// Decodes the scales.
-    fn header<C: Chunk>(c: C, block: &Self::Block) -> Self::Header;
+    fn header<C: Chunk>(c: C, block: &Self::Block) -> Self::Header<C>;
     /// Decodes chunk `i`.
     fn unpack<C: Chunk>(
         c: C,
         block: &Self::Block,
-        header: Self::Header,
+        header: Self::Header<C>,
         i: usize,
-    ) -> Unpacked<C::Bytes>;
+    ) -> Unpacked<C>;
 }
 
 /// Runs `$body` with `$format` naming the [`Format`] of a dtype, or `$other` for float dtypes.
@@ -123,7 +123,7 @@ macro_rules! simple_format {
 
         impl Format for $name {
             type Block = [u8; $bytes];
-            type Header = (f32, f32);
+            type Header<C: Chunk> = (C::F32, C::F32);
             const CHUNKS: usize = 1;
             const WIDE: bool = $wide;
 
@@ -133,7 +133,7 @@ macro_rules! simple_format {
             }
 
             #[inline(always)]
-            fn header<C: Chunk>($c: C, $block: &Self::Block) -> Self::Header {
+            fn header<C: Chunk>($c: C, $block: &Self::Block) -> Self::Header<C> {
                 let $s = $scale;
                 ($s, $min)
             }
@@ -142,10 +142,10 @@ macro_rules! simple_format {
             fn unpack<C: Chunk>(
                 $c: C,
                 $block: &Self::Block,
-                (scale, min): Self::Header,
+                (scales, mins): Self::Header<C>,
                 _i: usize,
-            ) -> Unpacked<C::Bytes> {
-                Unpacked { quants: $quants, scales: [scale; 2], mins: [min; 2] }
+            ) -> Unpacked<C> {
+                Unpacked { quants: $quants, scales, mins }
             }
         }
     };
@@ -154,7 +154,7 @@ macro_rules! simple_format {
 simple_format!(
     /// f16 scale, 16 × two nibbles; zero point 8.
     Q4_0, 18, wide: false,
-    |c, block, scale| (c.f16(*part(block, 0)), -8.0 * scale),
+    |c, block, scale| (c.f16(*part(block, 0)), c.mul(scale, c.splat(-8.0))),
     c.nibbles(part(block, 2))
 );
 simple_format!(
@@ -166,7 +166,7 @@ simple_format!(
 simple_format!(
     /// f16 scale, 32 fifth bits, 16 × two nibbles; zero point 16.
     Q5_0, 22, wide: false,
-    |c, block, scale| (c.f16(*part(block, 0)), -16.0 * scale),
+    |c, block, scale| (c.f16(*part(block, 0)), c.mul(scale, c.splat(-16.0))),
     c.join(c.nibbles(part(block, 6)), c.bits(*part(block, 2)))
 );
 simple_format!(
@@ -178,17 +178,15 @@ simple_format!(
 simple_format!(
     /// f16 scale, 32 signed bytes.
     Q8_0, 34, wide: true,
-    |c, block, scale| (c.f16(*part(block, 0)), -128.0 * scale),
+    |c, block, scale| (c.f16(*part(block, 0)), c.mul(scale, c.splat(-128.0))),
     c.flip_sign(c.load(part(block, 2)))
 );
 
-/// Scales and minima of a Q4_K or Q5_K block.
+/// Scales and minima of the chunks of a Q4_K or Q5_K block.
 #[derive(Clone, Copy)]
 pub(crate) struct KHeader {
-    scale: f32,
-    min: f32,
-    scales: [u8; 8],
-    mins: [u8; 8],
+    scales: [f32; 8],
+    mins: [f32; 8],
 }
 
 impl KHeader {
@@ -200,25 +198,39 @@ impl KHeader {
         let low = u32::from_le_bytes(*part(block, 4));
         let mid = u32::from_le_bytes(*part(block, 8));
         let high = u32::from_le_bytes(*part(block, 12));
-        let six = 0x3f3f_3f3f;
-        let join = |first: u32, last: u32| (u64::from(first) | u64::from(last) << 32).to_le_bytes();
-        let upper = |word: u32| word >> 2 & 0x3030_3030;
+        let (scales, mins) = (
+            [
+                low & 0x3f3f_3f3f,
+                high & 0x0f0f_0f0f | low >> 2 & 0x3030_3030,
+            ],
+            [
+                mid & 0x3f3f_3f3f,
+                high >> 4 & 0x0f0f_0f0f | mid >> 2 & 0x3030_3030,
+            ],
+        );
+        let (scale, min) = (c.f16(*part(block, 0)), c.f16(*part(block, 2)));
         Self {
-            scale: c.f16(*part(block, 0)),
-            min: -c.f16(*part(block, 2)),
-            scales: join(low & six, high & 0x0f0f_0f0f | upper(low)),
-            mins: join(mid & six, high >> 4 & 0x0f0f_0f0f | upper(mid)),
+            scales: c.scaled(signed(scales), scale),
+            mins: c.scaled(signed(mins), c.mul(min, c.splat(-1.0))),
         }
     }
 
     #[inline(always)]
-    fn chunk<B>(self, quants: B, i: usize) -> Unpacked<B> {
+    fn chunk<C: Chunk>(&self, c: C, quants: C::Bytes, i: usize) -> Unpacked<C> {
         Unpacked {
             quants,
-            scales: [self.scale * f32::from(self.scales[i]); 2],
-            mins: [self.min * f32::from(self.mins[i]); 2],
+            scales: c.splat(self.scales[i]),
+            mins: c.splat(self.mins[i]),
         }
     }
+}
+
+/// The bytes of two words, low ones first.
+#[inline(always)]
+fn signed([low, high]: [u32; 2]) -> [i8; 8] {
+    (u64::from(low) | u64::from(high) << 32)
+        .to_le_bytes()
+        .map(|x| x as i8)
 }
 
 /// Scales as in [`KHeader`], then 128 bytes: chunks `2i` and `2i + 1` are the low and high nibbles of run `i` of 32.
@@ -226,7 +238,7 @@ pub(crate) struct Q4K;
 
 impl Format for Q4K {
     type Block = [u8; 144];
-    type Header = KHeader;
+    type Header<C: Chunk> = KHeader;
     const CHUNKS: usize = 8;
 
     #[inline(always)]
@@ -240,14 +252,9 @@ impl Format for Q4K {
     }
 
     #[inline(always)]
-    fn unpack<C: Chunk>(
-        c: C,
-        block: &Self::Block,
-        header: KHeader,
-        i: usize,
-    ) -> Unpacked<C::Bytes> {
+    fn unpack<C: Chunk>(c: C, block: &Self::Block, header: KHeader, i: usize) -> Unpacked<C> {
         let nibbles = c.load(part(block, 16 + i / 2 * 32));
-        header.chunk(c.field(nibbles, i as u32 % 2 * 4, 4), i)
+        header.chunk(c, c.field(nibbles, i as u32 % 2 * 4, 4), i)
     }
 }
 
@@ -256,7 +263,7 @@ pub(crate) struct Q5K;
 
 impl Format for Q5K {
     type Block = [u8; 176];
-    type Header = KHeader;
+    type Header<C: Chunk> = KHeader;
     const CHUNKS: usize = 8;
 
     #[inline(always)]
@@ -270,15 +277,10 @@ impl Format for Q5K {
     }
 
     #[inline(always)]
-    fn unpack<C: Chunk>(
-        c: C,
-        block: &Self::Block,
-        header: KHeader,
-        i: usize,
-    ) -> Unpacked<C::Bytes> {
+    fn unpack<C: Chunk>(c: C, block: &Self::Block, header: KHeader, i: usize) -> Unpacked<C> {
         let nibbles = c.load(part(block, 48 + i / 2 * 32));
         let fifth = c.field(c.load(part(block, 16)), i as u32, 1);
-        header.chunk(c.join(c.field(nibbles, i as u32 % 2 * 4, 4), fifth), i)
+        header.chunk(c, c.join(c.field(nibbles, i as u32 % 2 * 4, 4), fifth), i)
     }
 }
 
@@ -289,7 +291,7 @@ pub(crate) struct Q6K;
 
 impl Format for Q6K {
     type Block = [u8; 210];
-    type Header = f32;
+    type Header<C: Chunk> = C::F32;
     const CHUNKS: usize = 8;
     const HALVES: bool = true;
 
@@ -299,25 +301,22 @@ impl Format for Q6K {
     }
 
     #[inline(always)]
-    fn header<C: Chunk>(c: C, block: &Self::Block) -> f32 {
+    fn header<C: Chunk>(c: C, block: &Self::Block) -> C::F32 {
         c.f16(*part(block, 208))
     }
 
     #[inline(always)]
-    fn unpack<C: Chunk>(c: C, block: &Self::Block, scale: f32, i: usize) -> Unpacked<C::Bytes> {
+    fn unpack<C: Chunk>(c: C, block: &Self::Block, scale: C::F32, i: usize) -> Unpacked<C> {
         let (half, k) = (i / 4, i % 4);
         let nibbles = c.load(part(block, 64 * half + k % 2 * 32));
         let pairs = c.load(part(block, 128 + 32 * half));
         let low = c.field(nibbles, k as u32 / 2 * 4, 4);
-        let [first, second]: [u8; 2] = *part(block, 192 + 2 * i);
-        let scales = [
-            scale * f32::from(first as i8),
-            scale * f32::from(second as i8),
-        ];
+        let scales = part::<2>(block, 192 + 2 * i).map(|x| f32::from(x as i8));
+        let scales = c.mul(scale, c.halves(scales));
         Unpacked {
             quants: c.join(low, c.field(pairs, k as u32 * 2, 2)),
             scales,
-            mins: [-32.0 * scales[0], -32.0 * scales[1]],
+            mins: c.mul(scales, c.splat(-32.0)),
         }
     }
 }

@@ -175,7 +175,7 @@ impl Ymm<true> {
 
 impl<const VNNI: bool> Chunk for Ymm<VNNI> {
     type Bytes = __m256i;
-    type Sums = __m256;
+    type F32 = __m256;
 
     #[inline(always)]
     fn load(self, from: &[u8; 32]) -> __m256i {
@@ -202,8 +202,24 @@ impl<const VNNI: bool> Chunk for Ymm<VNNI> {
     }
 
     #[inline(always)]
-    fn total(self, sums: __m256) -> f32 {
-        self.0.sum(sums)
+    fn sum(self, x: __m256) -> f32 {
+        self.0.sum(x)
+    }
+
+    #[inline(always)]
+    fn scaled(self, integers: [i8; 8], unit: __m256) -> [f32; 8] {
+        let mut to = [0.0; 8];
+        // SAFETY: `self` proves the features, and there is room for 32 bytes.
+        unsafe {
+            let words = _mm256_cvtepi8_epi32(_mm_set1_epi64x(i64::from_ne_bytes(
+                integers.map(|x| x as u8),
+            )));
+            _mm256_storeu_ps(
+                to.as_mut_ptr(),
+                _mm256_mul_ps(_mm256_cvtepi32_ps(words), unit),
+            );
+        }
+        to
     }
 
     #[inline(always)]
@@ -218,7 +234,7 @@ impl<const VNNI: bool> Chunk for Ymm<VNNI> {
         sums: __m256,
         weights: __m256i,
         activations: &[i8; 32],
-        scales: [f32; 2],
+        scales: __m256,
         wide: bool,
     ) -> __m256 {
         // SAFETY: `self` proves the features (VNNI and VL if `VNNI`), and 32 bytes are there.
@@ -230,15 +246,25 @@ impl<const VNNI: bool> Chunk for Ymm<VNNI> {
             } else {
                 self.0.dot(zero, weights, activations, wide)
             };
-            let scales = _mm256_set_m128(_mm_set1_ps(scales[1]), _mm_set1_ps(scales[0]));
             _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), scales, sums)
         }
     }
 
     intrinsics! {
-        fn f16(self, bytes: [u8; 2]) -> f32 {
-            _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(bytes)))))
+        // A broadcast, because loading one lane into a register makes it wait for what the
+        // register held before.
+        fn f16(self, bytes: [u8; 2]) -> __m256 {
+            _mm256_cvtph_ps(_mm_set1_epi16(i16::from_le_bytes(bytes)))
         }
+        fn splat(self, x: f32) -> __m256 { _mm256_set1_ps(x) }
+        fn halves(self, x: [f32; 2]) -> __m256 {
+            _mm256_set_m128(_mm_set1_ps(x[1]), _mm_set1_ps(x[0]))
+        }
+        fn first(self, x: __m256) -> [f32; 2] {
+            [_mm256_cvtss_f32(x), _mm_cvtss_f32(_mm256_extractf128_ps::<1>(x))]
+        }
+        fn mul(self, a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
+        fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmadd_ps(a, b, c) }
         fn bits(self, from: [u8; 4]) -> __m256i {
             // Each byte to eight places, then each place's own bit.
             let places = _mm256_set_epi64x(
@@ -262,6 +288,5 @@ impl<const VNNI: bool> Chunk for Ymm<VNNI> {
         fn flip_sign(self, x: __m256i) -> __m256i {
             _mm256_xor_si256(x, _mm256_set1_epi8(i8::MIN))
         }
-        fn zero(self) -> __m256 { _mm256_setzero_ps() }
     }
 }

@@ -116,10 +116,25 @@ pub(crate) trait Simd: Copy {
 pub(crate) trait Chunk: Copy {
     /// 32 bytes.
     type Bytes: Copy;
-    /// Partial sums of a row; the first half belongs to the first 16 weights of each chunk.
-    type Sums: Copy;
+    /// Floats for the two halves of a chunk, each half in one or more lanes.
+    type F32: Copy;
 
-    fn f16(self, bytes: [u8; 2]) -> f32;
+    /// A half-precision float for both halves, in every lane.
+    fn f16(self, bytes: [u8; 2]) -> Self::F32;
+    /// A float for both halves, in every lane.
+    fn splat(self, x: f32) -> Self::F32;
+    /// A float for each half, in every lane of it.
+    fn halves(self, x: [f32; 2]) -> Self::F32;
+    /// The first lane of each half.
+    fn first(self, x: Self::F32) -> [f32; 2];
+    /// The sum of all lanes.
+    fn sum(self, x: Self::F32) -> f32;
+    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a * b + c`.
+    fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    /// Each integer times the first lane of `unit`.
+    fn scaled(self, integers: [i8; 8], unit: Self::F32) -> [f32; 8];
+
     fn load(self, from: &[u8; 32]) -> Self::Bytes;
     fn store(self, x: Self::Bytes) -> [u8; 32];
     /// The 16 low halves of the bytes, then the 16 high halves.
@@ -132,17 +147,15 @@ pub(crate) trait Chunk: Copy {
     fn join(self, low: Self::Bytes, high: Self::Bytes) -> Self::Bytes;
     /// Flips the sign bits: `i8` to `u8` with 128 added.
     fn flip_sign(self, x: Self::Bytes) -> Self::Bytes;
-    fn zero(self) -> Self::Sums;
-    /// Adds `scales[i] × Σ weights × activations` over each half `i` of a chunk; `wide` as in [`Simd::dot_add`].
+    /// Adds `scales × Σ weights × activations`; what a lane sums lies in its half. `wide` as in [`Simd::dot_add`].
     fn add_products(
         self,
-        sums: Self::Sums,
+        sums: Self::F32,
         weights: Self::Bytes,
         activations: &[i8; 32],
-        scales: [f32; 2],
+        scales: Self::F32,
         wide: bool,
-    ) -> Self::Sums;
-    fn total(self, sums: Self::Sums) -> f32;
+    ) -> Self::F32;
     /// Hints that the cache line at `address` will be read soon; any address is allowed.
     fn prefetch(self, address: *const u8);
 }

@@ -158,11 +158,46 @@ impl Simd for Scalar {
 
 impl Chunk for Scalar {
     type Bytes = [u8; 32];
-    type Sums = [f32; 2];
+    type F32 = [f32; 2];
 
     #[inline(always)]
-    fn f16(self, bytes: [u8; 2]) -> f32 {
-        f16::from_le_bytes(bytes).to_f32()
+    fn f16(self, bytes: [u8; 2]) -> [f32; 2] {
+        [f16::from_le_bytes(bytes).to_f32(); 2]
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> [f32; 2] {
+        [x; 2]
+    }
+
+    #[inline(always)]
+    fn halves(self, x: [f32; 2]) -> [f32; 2] {
+        x
+    }
+
+    #[inline(always)]
+    fn first(self, x: [f32; 2]) -> [f32; 2] {
+        x
+    }
+
+    #[inline(always)]
+    fn sum(self, x: [f32; 2]) -> f32 {
+        x[0] + x[1]
+    }
+
+    #[inline(always)]
+    fn mul(self, a: [f32; 2], b: [f32; 2]) -> [f32; 2] {
+        [a[0] * b[0], a[1] * b[1]]
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: [f32; 2], b: [f32; 2], c: [f32; 2]) -> [f32; 2] {
+        [a[0] * b[0] + c[0], a[1] * b[1] + c[1]]
+    }
+
+    #[inline(always)]
+    fn scaled(self, integers: [i8; 8], unit: [f32; 2]) -> [f32; 8] {
+        integers.map(|x| unit[0] * f32::from(x))
     }
 
     #[inline(always)]
@@ -207,19 +242,14 @@ impl Chunk for Scalar {
     }
 
     #[inline(always)]
-    fn zero(self) -> Self::Sums {
-        [0.0; 2]
-    }
-
-    #[inline(always)]
     fn add_products(
         self,
-        sums: Self::Sums,
+        sums: [f32; 2],
         weights: Self::Bytes,
         activations: &[i8; 32],
         scales: [f32; 2],
         _wide: bool,
-    ) -> Self::Sums {
+    ) -> [f32; 2] {
         std::array::from_fn(|half| {
             let mut dot = 0;
             for i in 16 * half..16 * half + 16 {
@@ -227,11 +257,6 @@ impl Chunk for Scalar {
             }
             sums[half] + scales[half] * dot as f32
         })
-    }
-
-    #[inline(always)]
-    fn total(self, sums: Self::Sums) -> f32 {
-        sums[0] + sums[1]
     }
 
     #[inline(always)]

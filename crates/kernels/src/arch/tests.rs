@@ -66,7 +66,7 @@ fn unpack<C: Chunk, F: Format>(c: C, row: &[u8]) -> Vec<([u8; 32], [u32; 2], [u3
     let mut chunks = Vec::new();
     for i in 0..F::CHUNKS {
         let chunk = F::unpack(c, block, header, i);
-        let bits = |x: [f32; 2]| x.map(f32::to_bits);
+        let bits = |x| c.first(x).map(f32::to_bits);
         chunks.push((c.store(chunk.quants), bits(chunk.scales), bits(chunk.mins)));
     }
     chunks
@@ -86,14 +86,20 @@ impl Operation for Products<'_> {
     fn run<S: Simd>(self, s: S) -> (f32, f32) {
         let c = s.chunk();
         let weights = c.load(self.weights);
-        let sums = c.add_products(c.zero(), weights, self.activations, [1.0, 3.0], self.wide);
+        let sums = c.add_products(
+            c.splat(0.0),
+            weights,
+            self.activations,
+            c.halves([1.0, 3.0]),
+            self.wide,
+        );
         let mut dots = s.zero_i32();
         let fours = self.weights.as_chunks::<4>().0;
         for (four, &activations) in fours.iter().zip(self.activations.as_chunks::<4>().0) {
             let weights = s.load_bytes([*four; 16].as_flattened());
             dots = s.dot_add(dots, weights, s.splat_bytes(activations), self.wide);
         }
-        (c.total(sums), s.largest(s.to_f32(dots)))
+        (c.sum(sums), s.largest(s.to_f32(dots)))
     }
 }
 

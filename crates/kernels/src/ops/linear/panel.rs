@@ -79,14 +79,15 @@ impl Panel {
                 for i in 0..F::CHUNKS {
                     let chunk = F::unpack(c, block, header, i);
                     let bytes = c.store(chunk.quants);
+                    let (scales, mins) = (c.first(chunk.scales), c.first(chunk.mins));
                     let groups = &mut self.quants[at * CHUNK * height..][..CHUNK * height];
                     let groups = groups.as_chunks_mut::<4>().0;
                     for (k, &four) in bytes.as_chunks::<4>().0.iter().enumerate() {
                         groups[k * height + r] = four;
                     }
                     for half in 0..halves {
-                        self.scales[(at * halves + half) * height + r] = chunk.scales[half];
-                        self.mins[(at * halves + half) * height + r] = chunk.mins[half];
+                        self.scales[(at * halves + half) * height + r] = scales[half];
+                        self.mins[(at * halves + half) * height + r] = mins[half];
                     }
                     at += 1;
                 }

@@ -7,8 +7,8 @@ use crate::formats::{CHUNK, Format};
 use super::activations::{Activations, Side};
 use super::{Columns, Rows};
 
-/// Bytes ahead of the block in work to ask for. The hardware's own prefetchers stop at 4 KiB pages.
-const PREFETCH_BYTES: usize = 1024;
+/// How far ahead weights are asked for, at least: about what arrives in the time memory takes to answer.
+const PREFETCH_BYTES: usize = 2048;
 
 /// Computes `rows` for each token; `activations` are in tiles of 1.
 #[inline(always)]
@@ -43,41 +43,44 @@ pub(crate) fn dot_rows<C: Chunk, F: Format, const R: usize>(
     quants: &[[i8; CHUNK]],
     sides: &[Side],
 ) -> [f32; R] {
+    // The rows after these are asked for as these are read: the hardware's own prefetchers stop at
+    // the end of a 4 KiB page and take a while to see that rows are read side by side.
+    let ahead = PREFETCH_BYTES.next_multiple_of((R * rows[0].len()).max(1));
     let mut blocks = [F::blocks(rows[0]); R];
     let count = blocks[0].len();
     for r in 0..R {
         blocks[r] = &F::blocks(rows[r])[..count];
     }
-    let mut sums = [c.zero(); R];
-    let mut offsets = [0.0; R];
+    let mut sums = [c.splat(0.0); R];
+    let mut offsets = [c.splat(0.0); R];
     let chunks = quants
         .chunks_exact(F::CHUNKS)
         .zip(sides.chunks_exact(F::CHUNKS));
     for (b, (quants, sides)) in chunks.take(count).enumerate() {
         for r in 0..R {
             let block = &blocks[r][b];
-            c.prefetch(
-                (&raw const *block)
-                    .cast::<u8>()
-                    .wrapping_add(PREFETCH_BYTES),
-            );
             let header = F::header(c, block);
             for i in 0..F::CHUNKS {
+                let here = size_of::<F::Block>() / F::CHUNKS * i;
+                c.prefetch((&raw const *block).cast::<u8>().wrapping_add(ahead + here));
                 let chunk = F::unpack(c, block, header, i);
-                let side = sides[i];
-                let scales = [side.scale * chunk.scales[0], side.scale * chunk.scales[1]];
+                let side = &sides[i];
+                let scales = c.mul(chunk.scales, c.splat(side.scale));
                 sums[r] = c.add_products(sums[r], chunk.quants, &quants[i], scales, F::WIDE);
-                offsets[r] += if F::HALVES {
-                    chunk.mins[0] * side.half_sums[0] + chunk.mins[1] * side.half_sums[1]
+                let sum = if F::HALVES {
+                    c.halves(side.half_sums)
                 } else {
-                    chunk.mins[0] * side.sum
+                    c.splat(side.sum)
                 };
+                offsets[r] = c.mul_add(chunk.mins, sum, offsets[r]);
             }
         }
     }
-    let mut out = offsets;
+    let mut out = [0.0; R];
     for r in 0..R {
-        out[r] += c.total(sums[r]);
+        // The lanes of a half hold the same offset; without halves, so do all lanes.
+        let [first, second] = c.first(offsets[r]);
+        out[r] = c.sum(sums[r]) + first + if F::HALVES { second } else { 0.0 };
     }
     out
 }

@@ -80,12 +80,12 @@ fn reference<F: Format>(matrix: &Matrix, row: usize, x: &[f32]) -> (f64, f64) {
                 .expect("as many chunks as blocks of activations");
             let largest = x.iter().fold(0.0_f32, |a, x| a.max(x.abs()));
             let unit = f64::from(largest / 127.0);
-            for j in 0..CHUNK {
+            for (j, &x) in x.iter().enumerate() {
                 let y = if unit < f64::from(f32::MIN_POSITIVE) {
                     0.0
                 } else {
                     // Rounded as the kernel rounds, so that a tie falls to the same side.
-                    let y = (x[j] * (1.0 / (largest / 127.0))).round_ties_even();
+                    let y = (x * (1.0 / (largest / 127.0))).round_ties_even();
                     f64::from(y.clamp(-127.0, 127.0)) * unit
                 };
                 let product = f64::from(chunk.scales[j / 16]) * f64::from(chunk.quants[j]);
