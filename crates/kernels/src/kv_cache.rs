@@ -20,7 +20,7 @@ pub struct KvShape {
 /// For each layer, page and head there is one run of keys, `head_dim × page_tokens` (so that one
 /// vector holds the same dimension of neighbouring positions and scores need no sums across
 /// lanes), and one of values, `page_tokens × head_dim`. The inner dimension of both is padded to
-/// [`ALIGN`] elements so that kernels read whole vectors. Memory comes zeroed from the system and
+/// 16 elements so that kernels read whole vectors. Memory comes zeroed from the system and
 /// is not touched before it is used, so pages never written cost none.
 #[derive(Debug)]
 pub struct KvCache {
