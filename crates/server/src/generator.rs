@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use shoal_api::Options;
 use shoal_api::chat::Message;
 use shoal_api::completion::Prompt;
-use shoal_engine::client::{Client, Request, Sampling};
+use shoal_engine::client::{Client, Request, Sampling, SubmitError};
 use shoal_text::{ChatMessage, ChatTemplate, LocalTime, Special, Tokenizer};
 
 use crate::error::GenerateError;
@@ -198,7 +198,15 @@ impl Shared {
             stop_tokens: [stop_tokens, &options.stop_token_ids].concat(),
         };
         let started = Instant::now();
-        let tokens = self.client.submit(request)?;
+        let tokens = self.client.submit(request).map_err(|error| match error {
+            // The cell may have been formed with less context than the model could have.
+            SubmitError::TooLong { context, .. } => GenerateError::TooLong {
+                context,
+                field: form.field(),
+                prompt_tokens,
+            },
+            other => other.into(),
+        })?;
         let decoder = match form {
             Form::Chat => self.text.tokenizer.decode_stream(),
             Form::Completion => self.text.tokenizer.decode_continuation(),

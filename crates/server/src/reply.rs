@@ -124,7 +124,8 @@ impl<W: Wording> Chunks<W> {
                 TextEvent::Failed(error) => {
                     // Dropping the other choices cancels them.
                     self.choices.clear();
-                    self.push(&ApiError::from(error).into_body());
+                    self.ready
+                        .push_back(json_event(&ApiError::from(error).into_body()));
                 }
             }
         }
@@ -166,10 +167,6 @@ impl<W: Wording> Chunks<W> {
     fn push_chunk(&mut self, news: Option<News>, tail: Tail) {
         let event = json_event(&self.wording.chunk(news, tail));
         self.ready.push_back(event);
-    }
-
-    fn push(&mut self, body: &impl Serialize) {
-        self.ready.push_back(json_event(body));
     }
 }
 

@@ -1,6 +1,8 @@
 //! What the tests of the HTTP API share.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod cell;
+
 use std::sync::Arc;
 use std::time::Duration;
 
