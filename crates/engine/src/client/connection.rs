@@ -1,0 +1,132 @@
+//! One attachment to rank 0's socket: the greeting, then a thread for each direction.
+
+use std::io::{BufReader, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use shoal_fabric::Rank;
+
+use super::{AttachError, Shared};
+use crate::status::Loss;
+use crate::wire::{self, Command, Greeting, Notice};
+
+/// A connection whose greetings are over.
+pub(super) struct Connection {
+    reader: BufReader<UnixStream>,
+    writer: UnixStream,
+}
+
+/// Connects to a rank 0 and exchanges greetings.
+pub(super) fn greet(
+    socket: &Path,
+    deadline: Instant,
+) -> Result<(Connection, Greeting), AttachError> {
+    let unreachable = |source| AttachError::Unreachable {
+        socket: socket.display().to_string(),
+        source,
+    };
+    let left = deadline
+        .saturating_duration_since(Instant::now())
+        .max(GREETING_WAIT_MIN);
+    let mut writer = UnixStream::connect(socket).map_err(unreachable)?;
+    writer.set_read_timeout(Some(left)).map_err(unreachable)?;
+    writer
+        .set_write_timeout(Some(WRITE_WAIT))
+        .map_err(unreachable)?;
+    let mut frame = Vec::new();
+    Command::Hello {
+        version: wire::VERSION,
+    }
+    .encode(&mut frame);
+    writer.write_all(&frame).map_err(unreachable)?;
+    let mut reader = BufReader::new(writer.try_clone().map_err(unreachable)?);
+    wire::read_frame(&mut reader, &mut frame).map_err(unreachable)?;
+    let greeting = match Notice::decode(&frame) {
+        Ok(Notice::Hello(greeting)) => greeting,
+        Ok(Notice::Busy) => return Err(AttachError::Busy),
+        Ok(Notice::Version { version }) => {
+            return Err(AttachError::Version {
+                ours: wire::VERSION,
+                theirs: version,
+            });
+        }
+        Ok(_) => return Err(AttachError::Protocol("it did not greet".to_owned())),
+        Err(error) => return Err(AttachError::Protocol(error.to_string())),
+    };
+    // From now on it speaks when it has something to say.
+    writer.set_read_timeout(None).map_err(unreachable)?;
+    Ok((Connection { reader, writer }, greeting))
+}
+
+impl Connection {
+    /// Starts the two threads of attachment `number`. They end with the socket, or with the client.
+    pub(super) fn start(
+        self,
+        number: u64,
+        frames: &async_channel::Receiver<Vec<u8>>,
+        shared: &Arc<Shared>,
+    ) {
+        let Self { reader, writer } = self;
+        let frames = frames.clone();
+        spawn("cell-writer", move || write_frames(writer, &frames));
+        // Weak: the client ends when its holders and its streams are gone.
+        let shared = Arc::downgrade(shared);
+        spawn("cell-reader", move || read_notices(reader, number, &shared));
+    }
+}
+
+fn write_frames(mut writer: UnixStream, frames: &async_channel::Receiver<Vec<u8>>) {
+    while let Ok(frame) = frames.recv_blocking() {
+        if writer.write_all(&frame).is_err() {
+            break;
+        }
+    }
+    // Wakes the reader; and tells rank 0 that its front is gone.
+    let _ = writer.shutdown(Shutdown::Both);
+}
+
+fn read_notices(mut reader: BufReader<UnixStream>, number: u64, shared: &Weak<Shared>) {
+    let mut frame = Vec::new();
+    let loss = loop {
+        let root = |reason: String| Loss {
+            rank: Rank(0),
+            reason,
+        };
+        if let Err(error) = wire::read_frame(&mut reader, &mut frame) {
+            break root(match error.kind() {
+                std::io::ErrorKind::UnexpectedEof => {
+                    "its process closed the connection to the front".to_owned()
+                }
+                _ => format!("the connection from the front failed: {error}"),
+            });
+        }
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        match Notice::decode(&frame) {
+            Ok(notice) => {
+                if let Err(loss) = shared.hear(number, notice) {
+                    break loss;
+                }
+            }
+            Err(error) => break root(format!("its messages make no sense: {error}")),
+        }
+    };
+    if let Some(shared) = shared.upgrade() {
+        shared.lose(number, loss);
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
+    let thread = thread::Builder::new().name(name.to_owned()).spawn(work);
+    thread.expect("a process that cannot start a thread cannot serve");
+}
+
+/// A rank 0 that lives answers at once; a deadline that has just passed still gives it the time to.
+const GREETING_WAIT_MIN: Duration = Duration::from_millis(100);
+/// Rank 0 reads all the time; one that does not for this long is gone.
+const WRITE_WAIT: Duration = Duration::from_secs(10);

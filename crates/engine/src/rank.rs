@@ -1,0 +1,238 @@
+//! The life of a rank's process.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use shoal_fabric::{Group, Key, Rank, tcp};
+use shoal_kernels::{Cpu, CpuConfig, Isa, machine};
+use shoal_model::{Model, Shares};
+use tracing::info;
+
+use crate::error::RankError;
+use crate::root::Root;
+use crate::status::RankReport;
+use crate::step::{Step, StepBounds};
+use crate::wire;
+
+/// What a rank has to know when its process starts.
+#[derive(Clone, Debug)]
+pub struct RankConfig {
+    /// Its number.
+    pub rank: Rank,
+    /// Number of ranks.
+    pub world: usize,
+    /// The secret of this group.
+    pub key: Key,
+    /// What it does beside computing.
+    pub role: Role,
+    /// Its compute threads.
+    pub threads: usize,
+    /// The instruction set it computes with.
+    pub isa: Isa,
+    /// Pins its threads to the cores from this one on.
+    pub first_core: Option<usize>,
+    /// How long a peer may be still within a step, and rank 0 between two steps.
+    pub step_timeout: Duration,
+    /// How long the ranks may take to find each other, and be still while weights are handed out.
+    pub join_timeout: Duration,
+}
+
+/// What a rank does beside computing.
+#[derive(Clone, Debug)]
+pub enum Role {
+    /// Rank 0: reads the model, schedules, samples, answers the front.
+    Root {
+        /// The GGUF file.
+        model: PathBuf,
+        /// Name under which it is served.
+        model_name: String,
+        /// Where to listen for the front.
+        socket: PathBuf,
+        /// Where to listen for the other ranks; port 0 takes a free one.
+        listen: SocketAddr,
+        /// How the model is divided.
+        shares: Shares,
+        /// Longest sequence in tokens; `None` takes what the model was made for, up to 8192.
+        context: Option<u32>,
+        /// Bounds of queue and batch.
+        limits: EngineLimits,
+        /// How long the cell waits for a front before it ends.
+        orphan_timeout: Duration,
+    },
+    /// Any other rank.
+    Member {
+        /// Where rank 0 listens.
+        rendezvous: SocketAddr,
+    },
+}
+
+/// Bounds of a cell's queue and batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineLimits {
+    /// Requests worked on at once.
+    pub running_max: usize,
+    /// Requests that may wait beside those.
+    pub waiting_max: usize,
+    /// Tokens in one step.
+    pub batch_tokens_max: usize,
+}
+
+/// Lives the whole life of a rank: joins its group, loads its part of the model, computes until it is told to end.
+///
+/// Rank 0 first listens at its socket, answers a front at once, waits for the other ranks, loads, and serves. The process
+/// should end when this returns; a group cannot be joined again.
+///
+/// # Errors
+/// [`RankError`] when the rank cannot start or its group falls apart.
+pub fn run_rank(config: RankConfig) -> Result<(), RankError> {
+    match config.role.clone() {
+        Role::Root {
+            model,
+            model_name,
+            socket,
+            listen,
+            shares,
+            context,
+            limits,
+            orphan_timeout,
+        } => Root {
+            config,
+            model,
+            model_name,
+            socket,
+            listen,
+            shares,
+            context,
+            limits,
+            orphan_timeout,
+        }
+        .run(),
+        Role::Member { rendezvous } => run_member(&config, rendezvous),
+    }
+}
+
+fn run_member(config: &RankConfig, rendezvous: SocketAddr) -> Result<(), RankError> {
+    let cpu = config.cpu()?;
+    let facts = Facts::of(&cpu);
+    let deadline = Instant::now() + config.join_timeout;
+    let mut group = tcp::join(
+        rendezvous,
+        config.rank,
+        config.world,
+        config.key.clone(),
+        deadline,
+    )?;
+    info!(
+        rank = config.rank.0,
+        world = config.world,
+        "joined the group"
+    );
+    group.set_timeout(config.silence_while_loading());
+    let followed = Model::load_member(cpu, &mut group)
+        .map_err(RankError::from)
+        .and_then(|model| follow(model, facts, config.step_timeout, &mut group));
+    if let Err(error) = &followed {
+        let loss = error.loss(config.rank);
+        group.abort(loss.rank, &loss.reason);
+    }
+    followed
+}
+
+/// Does what rank 0 says, until it says to end.
+fn follow(
+    mut model: Model,
+    facts: Facts,
+    step_timeout: Duration,
+    group: &mut Group,
+) -> Result<(), RankError> {
+    let report = facts.report(group.rank(), &model);
+    report.log();
+    let bounds = StepBounds::of(&model);
+    let (mut bytes, mut reports) = (Vec::new(), Vec::new());
+    loop {
+        group.broadcast(ROOT, &mut bytes)?;
+        // The first step comes when the last rank has its weights.
+        group.set_timeout(step_timeout);
+        match Step::decode(&bytes, &bounds)? {
+            Step::Run(spans) => {
+                model.forward(&spans, group)?;
+            }
+            Step::Idle => group.barrier()?,
+            Step::Report => {
+                let report = facts.report(group.rank(), &model);
+                group.all_gather(&wire::encode_report(&report), &mut reports)?;
+            }
+            Step::Shutdown => {
+                info!(rank = group.rank().0, "told to end");
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl RankConfig {
+    pub(crate) fn cpu(&self) -> Result<Cpu, RankError> {
+        let Self {
+            isa,
+            threads,
+            first_core,
+            ..
+        } = *self;
+        Ok(Cpu::new(CpuConfig {
+            isa,
+            threads,
+            first_core,
+        })?)
+    }
+
+    pub(crate) fn silence_while_loading(&self) -> Duration {
+        self.join_timeout.max(self.step_timeout)
+    }
+}
+
+/// What a rank's device is, noted before the model takes it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Facts {
+    isa: Isa,
+    threads: usize,
+}
+
+impl Facts {
+    pub(crate) fn of(cpu: &Cpu) -> Self {
+        Self {
+            isa: cpu.isa(),
+            threads: cpu.threads(),
+        }
+    }
+
+    pub(crate) fn report(self, rank: Rank, model: &Model) -> RankReport {
+        RankReport {
+            rank,
+            peak_memory_bytes: machine::peak_memory_bytes(),
+            weight_bytes: model.weight_bytes(),
+            kv_bytes: model.kv_bytes(),
+            threads: self.threads,
+            isa: self.isa,
+            split: model.split().describe(rank),
+        }
+    }
+}
+
+impl RankReport {
+    pub(crate) fn log(&self) {
+        info!(
+            rank = self.rank.0,
+            isa = %self.isa,
+            threads = self.threads,
+            split = self.split,
+            weight_bytes = self.weight_bytes,
+            kv_bytes_max = self.kv_bytes,
+            peak_memory_bytes = self.peak_memory_bytes,
+            "rank loaded"
+        );
+    }
+}
+
+/// The rank that leads.
+pub(crate) const ROOT: Rank = Rank(0);

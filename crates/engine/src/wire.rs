@@ -1,0 +1,708 @@
+//! What the front and rank 0 say to each other over the Unix socket.
+//!
+//! A message is a frame: its length as 32 bits, a tag, its fields, all little-endian. The front speaks first, with
+//! [`Command::Hello`]; rank 0 answers with [`Notice::Hello`] or says why not and hangs up. The beginning of both greetings
+//! is the same in every version, so that two releases can tell each other apart. After that each side says what it has to
+//! say when it has to: there are no replies to wait for. Decoding never panics and allocates no more than it was sent.
+
+use std::io::{self, Read};
+use std::net::SocketAddr;
+
+use shoal_fabric::Rank;
+use shoal_kernels::Isa;
+use shoal_scheduler::Limits;
+
+use crate::bytes::{Put, Reader};
+use crate::request::{Event, Failure, FinishReason, Request, Sampling, Timing};
+use crate::status::{CellInfo, Loss, RankReport};
+
+pub use crate::bytes::DecodeError;
+
+/// The version of this protocol. It grows with every change; there is no talk between versions.
+pub const VERSION: u16 = 1;
+
+/// What the front says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// The greeting.
+    Hello {
+        /// The front's [`VERSION`].
+        version: u16,
+    },
+    /// Take a request; its events carry `id`.
+    Submit {
+        /// A number no other open request of this front has.
+        id: u64,
+        /// The request.
+        request: Request,
+    },
+    /// Stop working on a request. No more events of it are wanted.
+    Cancel {
+        /// Its number.
+        id: u64,
+    },
+    /// Say what each rank holds: [`Notice::Ranks`].
+    Inspect,
+    /// End the whole cell.
+    Shutdown,
+}
+
+/// What rank 0 says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Notice {
+    /// The greeting.
+    Hello(Greeting),
+    /// There is a front already; rank 0 hangs up.
+    Busy,
+    /// The front is of another version; rank 0 hangs up.
+    Version {
+        /// Rank 0's [`VERSION`].
+        version: u16,
+    },
+    /// The cell has gone on to another phase.
+    Phase(Phase),
+    /// A request was given its place.
+    Started {
+        /// Its number.
+        id: u64,
+    },
+    /// Something happened to a request.
+    Event {
+        /// Its number.
+        id: u64,
+        /// What happened.
+        event: Event,
+    },
+    /// What each rank holds, in order.
+    Ranks(Vec<RankReport>),
+}
+
+/// What rank 0 says of itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Greeting {
+    /// Where it awaits the other ranks; `None` in a world of one.
+    pub fabric: Option<SocketAddr>,
+    /// Number of ranks.
+    pub world: usize,
+    /// Name under which the model is served.
+    pub model_name: String,
+    /// How far it is.
+    pub phase: Phase,
+}
+
+/// How far a cell is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Phase {
+    /// Waiting for its ranks.
+    Starting,
+    /// Handing out weights.
+    Loading {
+        /// Bytes handed out.
+        done_bytes: u64,
+        /// Bytes there are.
+        total_bytes: u64,
+    },
+    /// Serving.
+    Ready(CellInfo),
+    /// Over: a rank is gone.
+    Lost(Loss),
+}
+
+impl Command {
+    /// Appends the frame of this message.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        framed(out, |out| match self {
+            Self::Hello { version } => put_greeting(out, *version),
+            Self::Submit { id, request } => {
+                out.put_u8(1);
+                out.put_u64(*id);
+                put_request(out, request);
+            }
+            Self::Cancel { id } => {
+                out.put_u8(2);
+                out.put_u64(*id);
+            }
+            Self::Inspect => out.put_u8(3),
+            Self::Shutdown => out.put_u8(4),
+        });
+    }
+
+    /// Decodes what is in a frame, without its length.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for anything that [`encode`](Self::encode) does not write.
+    pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
+        let mut from = Reader::new(payload);
+        let message = match from.u8()? {
+            GREETING => {
+                let version = greeted_version(&mut from)?;
+                if version != VERSION {
+                    // What else a greeting of another version holds only that version knows.
+                    return Ok(Self::Hello { version });
+                }
+                Self::Hello { version }
+            }
+            1 => Self::Submit {
+                id: from.u64()?,
+                request: request(&mut from)?,
+            },
+            2 => Self::Cancel { id: from.u64()? },
+            3 => Self::Inspect,
+            4 => Self::Shutdown,
+            tag => {
+                return Err(DecodeError::Unknown {
+                    what: "command",
+                    tag,
+                });
+            }
+        };
+        from.end()?;
+        Ok(message)
+    }
+}
+
+impl Notice {
+    /// Appends the frame of this message.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        framed(out, |out| match self {
+            Self::Hello(greeting) => {
+                put_greeting(out, VERSION);
+                out.put_u8(u8::from(greeting.fabric.is_some()));
+                if let Some(address) = &greeting.fabric {
+                    out.put_address(address);
+                }
+                out.put_size(greeting.world);
+                out.put_text(&greeting.model_name);
+                put_phase(out, &greeting.phase);
+            }
+            Self::Busy => out.put_u8(1),
+            // A greeting with nothing after the version.
+            Self::Version { version } => put_greeting(out, *version),
+            Self::Phase(phase) => {
+                out.put_u8(3);
+                put_phase(out, phase);
+            }
+            Self::Started { id } => {
+                out.put_u8(4);
+                out.put_u64(*id);
+            }
+            Self::Event { id, event } => {
+                out.put_u8(5);
+                out.put_u64(*id);
+                put_event(out, event);
+            }
+            Self::Ranks(reports) => {
+                out.put_u8(6);
+                out.put_len(reports.len());
+                for report in reports {
+                    put_report(out, report);
+                }
+            }
+        });
+    }
+
+    /// Decodes what is in a frame, without its length.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for anything that [`encode`](Self::encode) does not write.
+    pub fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
+        let mut from = Reader::new(payload);
+        let message = match from.u8()? {
+            GREETING => {
+                let version = greeted_version(&mut from)?;
+                if version != VERSION {
+                    return Ok(Self::Version { version });
+                }
+                Self::Hello(Greeting {
+                    fabric: from.option(Reader::address)?,
+                    world: from.size()?,
+                    model_name: from.text()?,
+                    phase: phase(&mut from)?,
+                })
+            }
+            1 => Self::Busy,
+            3 => Self::Phase(phase(&mut from)?),
+            4 => Self::Started { id: from.u64()? },
+            5 => Self::Event {
+                id: from.u64()?,
+                event: event(&mut from)?,
+            },
+            6 => Self::Ranks(from.list(REPORT_BYTES_MIN, report)?),
+            tag => {
+                return Err(DecodeError::Unknown {
+                    what: "notice",
+                    tag,
+                });
+            }
+        };
+        from.end()?;
+        Ok(message)
+    }
+}
+
+/// Reads one frame into `payload`, without its length.
+///
+/// # Errors
+/// [`io::ErrorKind::UnexpectedEof`] when the other side has hung up, [`io::ErrorKind::InvalidData`] when the length is
+/// beyond reason.
+pub fn read_frame(from: &mut impl Read, payload: &mut Vec<u8>) -> io::Result<()> {
+    let mut len = [0; 4];
+    from.read_exact(&mut len)?;
+    let len = u32::from_le_bytes(len);
+    if len > FRAME_BYTES_MAX {
+        let message =
+            format!("a message of {len} bytes, more than the {FRAME_BYTES_MAX} there may be");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    payload.clear();
+    // Grows with what arrives: a forged length allocates nothing.
+    let read = from.take(len.into()).read_to_end(payload)?;
+    if read < len as usize {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(())
+}
+
+fn framed(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.put_u32(0);
+    body(out);
+    let len = u32::try_from(out.len() - start - 4).expect("a message is far below 4 GiB");
+    out[start..start + 4].copy_from_slice(&len.to_le_bytes());
+}
+
+fn put_greeting(out: &mut Vec<u8>, version: u16) {
+    out.put_u8(GREETING);
+    out.put(MAGIC);
+    out.put_u16(version);
+}
+
+fn greeted_version(from: &mut Reader<'_>) -> Result<u16, DecodeError> {
+    for &byte in MAGIC {
+        if from.u8()? != byte {
+            return Err(DecodeError::Bad("greeting"));
+        }
+    }
+    from.u16()
+}
+
+fn put_request(out: &mut Vec<u8>, request: &Request) {
+    let Request {
+        prompt,
+        sampling,
+        max_tokens,
+        stop_tokens,
+    } = request;
+    out.put_tokens(prompt);
+    out.put_u32(*max_tokens);
+    out.put_tokens(stop_tokens);
+    out.put_f32(sampling.temperature);
+    out.put_f32(sampling.top_p);
+    out.put_u32(sampling.top_k);
+    out.put_f32(sampling.min_p);
+    out.put_f32(sampling.repetition_penalty);
+    out.put_f32(sampling.presence_penalty);
+    out.put_f32(sampling.frequency_penalty);
+    out.put_u64(sampling.seed);
+}
+
+fn request(from: &mut Reader<'_>) -> Result<Request, DecodeError> {
+    Ok(Request {
+        prompt: from.tokens()?,
+        max_tokens: from.u32()?,
+        stop_tokens: from.tokens()?,
+        sampling: Sampling {
+            temperature: from.f32()?,
+            top_p: from.f32()?,
+            top_k: from.u32()?,
+            min_p: from.f32()?,
+            repetition_penalty: from.f32()?,
+            presence_penalty: from.f32()?,
+            frequency_penalty: from.f32()?,
+            seed: from.u64()?,
+        },
+    })
+}
+
+fn put_event(out: &mut Vec<u8>, event: &Event) {
+    match event {
+        Event::Token(token) => {
+            out.put_u8(0);
+            out.put_u32(*token);
+        }
+        Event::Finished { reason, timing } => {
+            out.put_u8(match reason {
+                FinishReason::Stop => 1,
+                FinishReason::Length => 2,
+            });
+            out.put_f64(timing.queue_ms);
+            out.put_f64(timing.prompt_ms);
+            out.put_f64(timing.generation_ms);
+            out.put_u32(timing.prompt_tokens);
+            out.put_u32(timing.generated_tokens);
+            out.put_u32(timing.cached_tokens);
+        }
+        Event::Failed(Failure::RankLost { rank, reason }) => {
+            out.put_u8(3);
+            out.put_u16(rank.0);
+            out.put_text(reason);
+        }
+        Event::Failed(Failure::Refused(reason)) => {
+            out.put_u8(4);
+            out.put_text(reason);
+        }
+        Event::Failed(Failure::Internal(reason)) => {
+            out.put_u8(5);
+            out.put_text(reason);
+        }
+    }
+}
+
+fn event(from: &mut Reader<'_>) -> Result<Event, DecodeError> {
+    Ok(match from.u8()? {
+        0 => Event::Token(from.u32()?),
+        1 => Event::Finished {
+            reason: FinishReason::Stop,
+            timing: timing(from)?,
+        },
+        2 => Event::Finished {
+            reason: FinishReason::Length,
+            timing: timing(from)?,
+        },
+        3 => Event::Failed(Failure::RankLost {
+            rank: Rank(from.u16()?),
+            reason: from.text()?,
+        }),
+        4 => Event::Failed(Failure::Refused(from.text()?)),
+        5 => Event::Failed(Failure::Internal(from.text()?)),
+        tag => return Err(DecodeError::Unknown { what: "event", tag }),
+    })
+}
+
+fn timing(from: &mut Reader<'_>) -> Result<Timing, DecodeError> {
+    Ok(Timing {
+        queue_ms: from.f64()?,
+        prompt_ms: from.f64()?,
+        generation_ms: from.f64()?,
+        prompt_tokens: from.u32()?,
+        generated_tokens: from.u32()?,
+        cached_tokens: from.u32()?,
+    })
+}
+
+fn put_phase(out: &mut Vec<u8>, phase: &Phase) {
+    match phase {
+        Phase::Starting => out.put_u8(0),
+        Phase::Loading {
+            done_bytes,
+            total_bytes,
+        } => {
+            out.put_u8(1);
+            out.put_u64(*done_bytes);
+            out.put_u64(*total_bytes);
+        }
+        Phase::Ready(info) => {
+            out.put_u8(2);
+            out.put_text(&info.model_name);
+            out.put_u32(info.context);
+            out.put_size(info.vocabulary);
+            out.put_size(info.world);
+            let Limits {
+                waiting_max,
+                running_max,
+                batch_tokens_max,
+                kv_pages,
+                page_tokens,
+                context,
+            } = info.limits;
+            out.put_size(waiting_max);
+            out.put_size(running_max);
+            out.put_size(batch_tokens_max);
+            out.put_u32(kv_pages);
+            out.put_u32(page_tokens);
+            out.put_u32(context);
+        }
+        Phase::Lost(loss) => {
+            out.put_u8(3);
+            out.put_u16(loss.rank.0);
+            out.put_text(&loss.reason);
+        }
+    }
+}
+
+fn phase(from: &mut Reader<'_>) -> Result<Phase, DecodeError> {
+    Ok(match from.u8()? {
+        0 => Phase::Starting,
+        1 => Phase::Loading {
+            done_bytes: from.u64()?,
+            total_bytes: from.u64()?,
+        },
+        2 => Phase::Ready(CellInfo {
+            model_name: from.text()?,
+            context: from.u32()?,
+            vocabulary: from.size()?,
+            world: from.size()?,
+            limits: Limits {
+                waiting_max: from.size()?,
+                running_max: from.size()?,
+                batch_tokens_max: from.size()?,
+                kv_pages: from.u32()?,
+                page_tokens: from.u32()?,
+                context: from.u32()?,
+            },
+        }),
+        3 => Phase::Lost(Loss {
+            rank: Rank(from.u16()?),
+            reason: from.text()?,
+        }),
+        tag => return Err(DecodeError::Unknown { what: "phase", tag }),
+    })
+}
+
+/// Returns the bytes of a report, as ranks gather them.
+#[must_use]
+pub fn encode_report(report: &RankReport) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_report(&mut out, report);
+    out
+}
+
+/// Decodes the bytes of a report.
+///
+/// # Errors
+/// [`DecodeError`] for anything that [`encode_report`] does not write.
+pub fn decode_report(bytes: &[u8]) -> Result<RankReport, DecodeError> {
+    let mut from = Reader::new(bytes);
+    let report = report(&mut from)?;
+    from.end()?;
+    Ok(report)
+}
+
+fn put_report(out: &mut Vec<u8>, report: &RankReport) {
+    out.put_u16(report.rank.0);
+    out.put_u64(report.peak_memory_bytes);
+    out.put_u64(report.weight_bytes);
+    out.put_u64(report.kv_bytes);
+    out.put_size(report.threads);
+    out.put_text(&report.isa.to_string());
+    out.put_text(&report.split);
+}
+
+fn report(from: &mut Reader<'_>) -> Result<RankReport, DecodeError> {
+    Ok(RankReport {
+        rank: Rank(from.u16()?),
+        peak_memory_bytes: from.u64()?,
+        weight_bytes: from.u64()?,
+        kv_bytes: from.u64()?,
+        threads: from.size()?,
+        isa: isa(&from.text()?)?,
+        split: from.text()?,
+    })
+}
+
+/// The rank may compute with what this processor does not have.
+fn isa(name: &str) -> Result<Isa, DecodeError> {
+    let mut all = Isa::ALL.into_iter();
+    all.find(|isa| isa.to_string() == name)
+        .ok_or(DecodeError::Bad("instruction set"))
+}
+
+/// The tag of both greetings, in every version.
+const GREETING: u8 = 0;
+/// What every greeting goes on with.
+const MAGIC: &[u8; 5] = b"shoal";
+/// Room for the longest prompt anybody has the memory for.
+const FRAME_BYTES_MAX: u32 = 16 << 20;
+/// The fields of a report without its texts.
+const REPORT_BYTES_MIN: usize = 2 + 4 * 8 + 2 * 4;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn commands() -> Vec<Command> {
+        let sampling = Sampling {
+            seed: u64::MAX,
+            top_k: 40,
+            top_p: 0.9,
+            ..Sampling::greedy()
+        };
+        let request = Request {
+            prompt: vec![1, 2, 3],
+            sampling,
+            max_tokens: 7,
+            stop_tokens: vec![0, 9],
+        };
+        vec![
+            Command::Hello { version: VERSION },
+            Command::Submit { id: 3, request },
+            Command::Cancel { id: 3 },
+            Command::Inspect,
+            Command::Shutdown,
+        ]
+    }
+
+    fn notices() -> Vec<Notice> {
+        let limits = Limits {
+            waiting_max: 1,
+            running_max: 2,
+            batch_tokens_max: 3,
+            kv_pages: 4,
+            page_tokens: 5,
+            context: 6,
+        };
+        let model_name = "tiny".to_owned();
+        let info = CellInfo {
+            model_name: model_name.clone(),
+            context: 6,
+            vocabulary: 7,
+            world: 2,
+            limits,
+        };
+        let report = RankReport {
+            rank: Rank(1),
+            peak_memory_bytes: 1,
+            weight_bytes: 2,
+            kv_bytes: 3,
+            threads: 4,
+            isa: Isa::Scalar,
+            split: "heads 0..5 of 9".to_owned(),
+        };
+        let timing = Timing {
+            queue_ms: 0.5,
+            prompt_ms: 1.5,
+            prompt_tokens: 3,
+            ..Timing::default()
+        };
+        let reason = "connection closed".to_owned();
+        let loss = Loss {
+            rank: Rank(1),
+            reason: reason.clone(),
+        };
+        let event = |event| Notice::Event { id: 9, event };
+        let hello = |fabric: &str, phase| {
+            let fabric = fabric.parse().ok();
+            Notice::Hello(Greeting {
+                fabric,
+                world: 2,
+                model_name: model_name.clone(),
+                phase,
+            })
+        };
+        vec![
+            hello("127.0.0.1:80", Phase::Starting),
+            hello(
+                "[::1]:80",
+                Phase::Loading {
+                    done_bytes: 1,
+                    total_bytes: 2,
+                },
+            ),
+            hello("none", Phase::Ready(info.clone())),
+            Notice::Busy,
+            Notice::Version {
+                version: VERSION + 1,
+            },
+            Notice::Phase(Phase::Ready(info)),
+            Notice::Phase(Phase::Lost(loss)),
+            Notice::Started { id: 9 },
+            event(Event::Token(5)),
+            event(Event::Finished {
+                reason: FinishReason::Stop,
+                timing,
+            }),
+            event(Event::Finished {
+                reason: FinishReason::Length,
+                timing,
+            }),
+            event(Event::Failed(Failure::RankLost {
+                rank: Rank(1),
+                reason,
+            })),
+            event(Event::Failed(Failure::Refused("full".to_owned()))),
+            event(Event::Failed(Failure::Internal("no".to_owned()))),
+            Notice::Ranks(vec![report.clone(), report]),
+        ]
+    }
+
+    /// The payload of the one frame in `bytes`.
+    fn payload(bytes: &[u8]) -> Vec<u8> {
+        let mut payload = Vec::new();
+        read_frame(&mut &bytes[..], &mut payload).expect("a whole frame");
+        assert_eq!(payload.len() + 4, bytes.len());
+        payload
+    }
+
+    #[test]
+    fn messages_come_back_as_they_went() {
+        for command in commands() {
+            let mut bytes = Vec::new();
+            command.encode(&mut bytes);
+            assert_eq!(Command::decode(&payload(&bytes)), Ok(command));
+        }
+        for notice in notices() {
+            let mut bytes = Vec::new();
+            notice.encode(&mut bytes);
+            assert_eq!(Notice::decode(&payload(&bytes)), Ok(notice));
+        }
+    }
+
+    #[test]
+    fn a_message_cut_short_or_grown_is_refused() {
+        for notice in notices() {
+            let mut bytes = Vec::new();
+            notice.encode(&mut bytes);
+            let mut payload = payload(&bytes);
+            if matches!(notice, Notice::Version { .. }) {
+                continue; // of which only the beginning is read
+            }
+            for len in 0..payload.len() {
+                assert!(
+                    Notice::decode(&payload[..len]).is_err(),
+                    "{notice:?} cut to {len}"
+                );
+            }
+            payload.push(0);
+            assert_eq!(Notice::decode(&payload), Err(DecodeError::Long));
+        }
+    }
+
+    #[test]
+    fn a_greeting_of_a_later_version_is_understood_as_one() {
+        let mut later = b"\0shoal\x09\x00".to_vec();
+        later.extend(b"whatever it may hold");
+        assert_eq!(Command::decode(&later), Ok(Command::Hello { version: 9 }));
+        assert_eq!(Notice::decode(&later), Ok(Notice::Version { version: 9 }));
+    }
+
+    #[test]
+    fn forged_lengths_allocate_nothing() {
+        let mut submit = vec![1];
+        submit.extend([0; 8]);
+        submit.extend(u32::MAX.to_le_bytes());
+        assert_eq!(Command::decode(&submit), Err(DecodeError::Short));
+        let frame = u32::MAX.to_le_bytes();
+        let error = read_frame(&mut &frame[..], &mut Vec::new()).expect_err("beyond reason");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_never_panics(tag in 0..8_u8, bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let tagged = [&[tag], &bytes[..]].concat();
+            let _ = Command::decode(&tagged);
+            let _ = Notice::decode(&tagged);
+        }
+
+        #[test]
+        fn a_flipped_byte_never_panics(which in any::<prop::sample::Index>(), at in any::<prop::sample::Index>(), to in any::<u8>()) {
+            let mut bytes = Vec::new();
+            which.get(&notices()).encode(&mut bytes);
+            let mut payload = payload(&bytes);
+            *at.get_mut(&mut payload) = to;
+            let _ = Notice::decode(&payload);
+        }
+    }
+}

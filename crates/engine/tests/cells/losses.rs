@@ -1,0 +1,458 @@
+//! What happens when a rank, a front or good sense is lost.
+
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::support::{Cell, PATIENCE, attach, drain, eventually, greedy, reply};
+use shoal_engine::client::{
+    AttachError, CellInfo, CellState, Client, Event, Failure, Limits, Loss, RankState, SubmitError,
+};
+use shoal_engine::step::{Step, StepBounds};
+use shoal_engine::wire::{self, Command, Greeting, Notice, Phase};
+use shoal_fabric::{Key, Rank, tcp};
+use shoal_kernels::{Cpu, CpuConfig, Isa};
+use shoal_model::Model;
+
+const PROMPT: &[u32] = &[3, 1, 4, 1, 5];
+
+/// Rank 1 of `world`, which dies after it has computed `steps_max` steps, or at the first heartbeat.
+fn mortal_member(
+    rendezvous: SocketAddr,
+    world: usize,
+    key: Key,
+    steps_max: usize,
+) -> JoinHandle<()> {
+    thread::spawn(move || {
+        let cpu = Cpu::new(CpuConfig {
+            isa: Isa::detect(),
+            threads: 1,
+            first_core: None,
+        })
+        .expect("a device");
+        let mut group =
+            tcp::join(rendezvous, Rank(1), world, key, Instant::now() + PATIENCE).expect("joined");
+        group.set_timeout(PATIENCE);
+        let mut model = Model::load_member(cpu, &mut group).expect("loaded");
+        let bounds = StepBounds::of(&model);
+        let (mut steps, mut bytes) = (0, Vec::new());
+        loop {
+            group.broadcast(Rank(0), &mut bytes).expect("a step");
+            match Step::decode(&bytes, &bounds).expect("one that makes sense") {
+                Step::Run(_) if steps == steps_max => return,
+                Step::Run(spans) => {
+                    model.forward(&spans, &mut group).expect("computed");
+                    steps += 1;
+                }
+                Step::Report => {
+                    let report = shoal_engine::client::RankReport {
+                        rank: Rank(1),
+                        peak_memory_bytes: 0,
+                        weight_bytes: 0,
+                        kv_bytes: 0,
+                        threads: 1,
+                        isa: Isa::detect(),
+                        split: String::new(),
+                    };
+                    group
+                        .all_gather(&wire::encode_report(&report), &mut Vec::new())
+                        .expect("gathered");
+                }
+                Step::Idle if steps_max == 0 => return,
+                Step::Idle => group.barrier().expect("met"),
+                Step::Shutdown => return,
+            }
+        }
+    })
+}
+
+fn assert_rank_1_lost(end: &Event) {
+    let Event::Failed(Failure::RankLost { rank: Rank(1), .. }) = end else {
+        panic!("{end:?}")
+    };
+}
+
+#[test]
+fn a_member_that_dies_in_a_step_fails_every_stream_by_name() {
+    let mut cell = Cell::new(3);
+    let client = Client::new();
+    let rendezvous = cell.start_root(&client).fabric.expect("several ranks");
+    let mortal = mortal_member(rendezvous, 3, cell.key.clone(), 5);
+    cell.start_member(2, rendezvous);
+    client.wait_ready(Instant::now() + PATIENCE).expect("ready");
+
+    // Three run, one waits.
+    let streams: Vec<_> = (0..4)
+        .map(|_| client.submit(greedy(PROMPT, 4000)).expect("taken"))
+        .collect();
+    for stream in streams {
+        assert_rank_1_lost(&drain(stream).1);
+    }
+    mortal.join().expect("it died in peace");
+    let loss = client.losses().recv_blocking().expect("told");
+    assert_eq!(loss.rank, Rank(1));
+    let status = client.status();
+    assert_eq!(status.state, CellState::Lost(loss.clone()));
+    assert_eq!(status.ranks[1].state, RankState::Lost);
+    assert_eq!(
+        (status.counters.failed_total, status.counters.losses_total),
+        (4, 1)
+    );
+    let refused = client.submit(greedy(PROMPT, 1)).expect_err("not ready");
+    let SubmitError::NotReady(reason) = refused else {
+        panic!("{refused:?}")
+    };
+    assert!(reason.starts_with("rank 1 was lost: "), "{reason}");
+
+    for end in cell.ends() {
+        let error = end.expect_err("the group is over");
+        assert!(
+            error.to_string().contains("rank 1"),
+            "all name the same rank: {error}"
+        );
+    }
+    client.detach(loss);
+    assert_eq!(
+        client.losses().try_recv().ok(),
+        None,
+        "one loss is told once"
+    );
+}
+
+#[test]
+fn a_member_that_dies_while_nothing_runs_is_noticed() {
+    let mut cell = Cell::new(2);
+    let client = Client::new();
+    let rendezvous = cell.start_root(&client).fabric.expect("several ranks");
+    let mortal = mortal_member(rendezvous, 2, cell.key.clone(), 0);
+    let loss = client.losses().recv_blocking().expect("told");
+    assert_eq!(loss.rank, Rank(1));
+    mortal.join().expect("it died in peace");
+    assert_eq!(cell.ends().iter().filter(|end| end.is_err()).count(), 1);
+}
+
+#[test]
+fn the_same_client_serves_the_re_formed_cell() {
+    let mut lost = Cell::new(2);
+    let client = Client::new();
+    let rendezvous = lost.start_root(&client).fabric.expect("several ranks");
+    let mortal = mortal_member(rendezvous, 2, lost.key.clone(), 3);
+    client.wait_ready(Instant::now() + PATIENCE).expect("ready");
+    assert_rank_1_lost(&drain(client.submit(greedy(PROMPT, 4000)).expect("taken")).1);
+    mortal.join().expect("it died in peace");
+    lost.ends();
+
+    let mut formed = Cell::new(2);
+    let rendezvous = formed.start_root(&client).fabric.expect("several ranks");
+    formed.start_member(1, rendezvous);
+    client
+        .wait_ready(Instant::now() + PATIENCE)
+        .expect("ready again");
+    assert_eq!(reply(&client, greedy(PROMPT, 5)).len(), 5);
+    client.shutdown();
+    formed.ends_well();
+}
+
+#[test]
+fn a_second_front_is_sent_away() {
+    let mut cell = Cell::new(1);
+    let client = cell.start_all();
+    let second = Client::new();
+    let error = second
+        .attach(&cell.socket(), Instant::now() + PATIENCE)
+        .expect_err("there is one");
+    assert!(matches!(error, AttachError::Busy), "{error:?}");
+    let error = client
+        .attach(&cell.socket(), Instant::now() + PATIENCE)
+        .expect_err("attached");
+    assert!(matches!(error, AttachError::Attached), "{error:?}");
+    assert_eq!(
+        reply(&client, greedy(PROMPT, 2)).len(),
+        2,
+        "the first one is unharmed"
+    );
+    client.shutdown();
+    cell.ends_well();
+}
+
+#[test]
+fn a_front_of_another_version_is_told_so() {
+    let mut cell = Cell::new(1);
+    let client = cell.start_all();
+    client.detach(Loss {
+        rank: Rank(0),
+        reason: "left".to_owned(),
+    });
+    let mut stream = UnixStream::connect(cell.socket()).expect("it listens");
+    let mut frame = Vec::new();
+    Command::Hello {
+        version: wire::VERSION + 1,
+    }
+    .encode(&mut frame);
+    stream.write_all(&frame).expect("sent");
+    wire::read_frame(&mut stream, &mut frame).expect("an answer");
+    // A greeting that goes on after the version, as that release would see it.
+    assert_eq!(
+        &frame[..8],
+        [&[0], &b"shoal"[..], &wire::VERSION.to_le_bytes()].concat()
+    );
+    assert_eq!(stream.read(&mut [0; 1]).expect("hung up"), 0);
+
+    attach(&client, &cell);
+    assert_eq!(reply(&client, greedy(PROMPT, 2)).len(), 2);
+    client.shutdown();
+    cell.ends_well();
+}
+
+#[test]
+fn garbage_on_the_socket_harms_nobody() {
+    let mut cell = Cell::new(1);
+    let client = cell.start_all();
+    client.detach(Loss {
+        rank: Rank(0),
+        reason: "left".to_owned(),
+    });
+    let mut hello = Vec::new();
+    Command::Hello {
+        version: wire::VERSION,
+    }
+    .encode(&mut hello);
+    let mut nonsense_later = hello.clone();
+    nonsense_later.extend([3, 0, 0, 0, 77, 77, 77]);
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0; 64],
+        &[255; 64],
+        &hello[..5],
+        &nonsense_later,
+    ] {
+        let mut stream = UnixStream::connect(cell.socket()).expect("it listens");
+        stream.write_all(garbage).expect("sent");
+        stream
+            .shutdown(std::net::Shutdown::Write)
+            .expect("said all");
+        // Until it has hung up, whatever it says.
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    attach(&client, &cell);
+    assert_eq!(reply(&client, greedy(PROMPT, 2)).len(), 2);
+    client.shutdown();
+    cell.ends_well();
+}
+
+/// A rank 0 that is played by the test.
+struct Played {
+    folder: tempfile::TempDir,
+    listener: UnixListener,
+}
+
+impl Played {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let listener = UnixListener::bind(folder.path().join("socket")).expect("a socket");
+        Self { folder, listener }
+    }
+
+    /// Attaches a client while `say` is said to it after its greeting.
+    fn attach(&self, client: &Client, say: &[Notice]) -> (UnixStream, Result<(), AttachError>) {
+        thread::scope(|scope| {
+            let attached = scope.spawn(|| {
+                client.attach(
+                    &self.folder.path().join("socket"),
+                    Instant::now() + PATIENCE,
+                )
+            });
+            let (mut stream, _) = self.listener.accept().expect("it comes");
+            let mut frame = Vec::new();
+            wire::read_frame(&mut stream, &mut frame).expect("a greeting");
+            assert_eq!(
+                Command::decode(&frame),
+                Ok(Command::Hello {
+                    version: wire::VERSION
+                })
+            );
+            tell(&mut stream, say);
+            (stream, attached.join().expect("no panic").map(drop))
+        })
+    }
+
+    fn attach_ready(&self, client: &Client) -> UnixStream {
+        let limits = Limits {
+            waiting_max: 1,
+            running_max: 1,
+            batch_tokens_max: 8,
+            kv_pages: 8,
+            page_tokens: 32,
+            context: 64,
+        };
+        let info = CellInfo {
+            model_name: "played".to_owned(),
+            context: 64,
+            vocabulary: 512,
+            world: 2,
+            limits,
+        };
+        let phase = Phase::Ready(info);
+        let greeting = Greeting {
+            fabric: None,
+            world: 2,
+            model_name: "played".to_owned(),
+            phase,
+        };
+        let (stream, attached) = self.attach(client, &[Notice::Hello(greeting)]);
+        attached.expect("attached");
+        stream
+    }
+}
+
+fn tell(stream: &mut UnixStream, notices: &[Notice]) {
+    let mut frames = Vec::new();
+    notices.iter().for_each(|notice| notice.encode(&mut frames));
+    stream.write_all(&frames).expect("sent");
+}
+
+fn hear(stream: &mut UnixStream) -> Command {
+    let mut frame = Vec::new();
+    wire::read_frame(stream, &mut frame).expect("a command");
+    Command::decode(&frame).expect("one that makes sense")
+}
+
+fn assert_rank_0_lost(end: &Event) {
+    let Event::Failed(Failure::RankLost { rank: Rank(0), .. }) = end else {
+        panic!("{end:?}")
+    };
+}
+
+#[test]
+fn the_loss_of_rank_0_fails_every_stream_by_name() {
+    let (played, client) = (Played::new(), Client::new());
+    let mut stream = played.attach_ready(&client);
+    let first = client.submit(greedy(PROMPT, 4)).expect("taken");
+    let second = client.submit(greedy(PROMPT, 4)).expect("taken");
+    let Command::Submit { id, request } = hear(&mut stream) else {
+        panic!("no request")
+    };
+    assert_eq!((id, &request.prompt[..]), (first.id(), PROMPT));
+    tell(
+        &mut stream,
+        &[
+            Notice::Started { id },
+            Notice::Event {
+                id,
+                event: Event::Token(9),
+            },
+        ],
+    );
+    eventually("the first one runs", || client.status().running == 1);
+    drop(stream);
+    let (tokens, end) = drain(first);
+    assert_eq!(tokens, [9]);
+    assert_rank_0_lost(&end);
+    assert_rank_0_lost(&drain(second).1);
+    assert_eq!(client.losses().recv_blocking().expect("told").rank, Rank(0));
+    assert_eq!(client.status().counters.failed_total, 2);
+}
+
+#[test]
+fn a_dropped_stream_is_cancelled_and_hears_nothing_more() {
+    let (played, client) = (Played::new(), Client::new());
+    let mut stream = played.attach_ready(&client);
+    let request = client.submit(greedy(PROMPT, 4)).expect("taken");
+    let id = request.id();
+    drop(request);
+    assert!(matches!(hear(&mut stream), Command::Submit { .. }));
+    assert_eq!(hear(&mut stream), Command::Cancel { id });
+    // What was on its way meanwhile is nothing to anybody.
+    tell(
+        &mut stream,
+        &[
+            Notice::Started { id },
+            Notice::Event {
+                id,
+                event: Event::Token(9),
+            },
+        ],
+    );
+    let next = client.submit(greedy(PROMPT, 1)).expect("taken");
+    assert!(matches!(hear(&mut stream), Command::Submit { id, .. } if id == next.id()));
+    let failed = Event::Failed(Failure::Internal("no finite logits".to_owned()));
+    tell(
+        &mut stream,
+        &[Notice::Event {
+            id: next.id(),
+            event: failed.clone(),
+        }],
+    );
+    assert_eq!(drain(next), (vec![], failed));
+    let counters = client.status().counters;
+    assert_eq!(
+        (
+            counters.cancelled_total,
+            counters.failed_total,
+            counters.generated_tokens_total
+        ),
+        (1, 1, 0)
+    );
+}
+
+#[test]
+fn a_rank_0_that_talks_nonsense_is_left() {
+    let nonsense = |id| {
+        let token = Notice::Event {
+            id,
+            event: Event::Token(1),
+        };
+        [
+            vec![token.clone(), token],
+            vec![Notice::Busy],
+            vec![Notice::Phase(Phase::Lost(loss()))],
+        ]
+    };
+    fn loss() -> Loss {
+        Loss {
+            rank: Rank(0),
+            reason: "it said so itself".to_owned(),
+        }
+    }
+    for case in 0..3 {
+        let (played, client) = (Played::new(), Client::new());
+        let mut stream = played.attach_ready(&client);
+        let request = client.submit(greedy(PROMPT, 1)).expect("taken");
+        assert!(matches!(hear(&mut stream), Command::Submit { .. }));
+        tell(&mut stream, &nonsense(request.id())[case]);
+        assert_rank_0_lost(&drain(request).1);
+        assert_eq!(stream.read(&mut [0; 1]).expect("hung up"), 0);
+    }
+    let (played, client) = (Played::new(), Client::new());
+    let mut stream = played.attach_ready(&client);
+    stream.write_all(&[2, 0, 0, 0, 99, 99]).expect("sent");
+    assert_eq!(client.losses().recv_blocking().expect("told").rank, Rank(0));
+}
+
+#[test]
+fn what_is_no_free_cell_of_this_version_is_not_attached_to() {
+    let (played, client) = (Played::new(), Client::new());
+    let attached = |say: &[Notice]| played.attach(&client, say).1.expect_err("refused");
+    assert!(matches!(attached(&[Notice::Busy]), AttachError::Busy));
+    let theirs = wire::VERSION + 1;
+    assert!(matches!(
+        attached(&[Notice::Version { version: theirs }]),
+        AttachError::Version { theirs: 2, .. }
+    ));
+    assert!(matches!(
+        attached(&[Notice::Started { id: 1 }]),
+        AttachError::Protocol(_)
+    ));
+    let nowhere = client.attach(
+        &played.folder.path().join("none"),
+        Instant::now() + Duration::from_millis(1),
+    );
+    assert!(matches!(nowhere, Err(AttachError::Unreachable { .. })));
+    assert_eq!(client.status().state, CellState::Starting);
+    assert!(matches!(
+        client.wait_ready(Instant::now()),
+        Err(AttachError::NotReady(_))
+    ));
+}

@@ -1,0 +1,5 @@
+//! Cells as their front sees them.
+
+mod losses;
+mod serving;
+mod support;
