@@ -2,6 +2,8 @@
 
 import os
 import signal
+import socket
+import threading
 
 from harness import MODEL, Case, Cell, Process, Stream, eventually, free_port, shoal, temporary_folder
 
@@ -97,6 +99,30 @@ class Remote(Case):
 
     def test_an_unreachable_peer(self):
         self.assert_refused(self.refuse("--token-file", self.token), self.address)
+
+    def test_a_peer_of_another_version(self):
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+
+        def answer():
+            peer, _ = listener.accept()
+            with peer:
+                # A conversation opens with a magic word and the version, the same from both sides.
+                peer.sendall(peer.recv(64)[:-2] + (999).to_bytes(2, "little"))
+                peer.recv(64)
+
+        threading.Thread(target=answer, daemon=True).start()
+        address = "127.0.0.1:%d" % listener.getsockname()[1]
+        self.assert_refused(self.refuse("--token-file", self.token, peer=address), "version 999", address)
+
+    def test_a_stranger_does_not_disturb_a_node(self):
+        node = self.node()
+        host, _, port = self.address.partition(":")
+        for words in (b"", b"GET / HTTP/1.1\r\n\r\n", bytes(4096)):
+            with socket.create_connection((host, int(port)), timeout=5) as stranger:
+                stranger.sendall(words)
+        self.assert_names_colors(self.serve().start(self).chat())
+        self.assertIsNone(node.popen.poll())
 
     def test_a_peer_without_a_port(self):
         self.assert_refused(self.refuse("--token-file", self.token, peer="nowhere"), "nowhere")

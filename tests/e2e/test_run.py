@@ -63,10 +63,10 @@ class Terminal(Case):
         line = [SHOAL, "run", "--model", MODEL, "--nodes", "1", "--temperature", "0", "--max-tokens", "40"]
         chat = subprocess.Popen(
             line,
-            env={**os.environ, "SHOAL_HOME": HOME, "TERM": "dumb"},
+            env={**os.environ, "SHOAL_HOME": HOME, "TERM": "xterm"},
             stdin=terminal,
             stdout=terminal,
-            stderr=subprocess.DEVNULL,
+            stderr=terminal,
             start_new_session=True,
         )
         os.close(terminal)

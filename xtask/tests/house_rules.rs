@@ -30,6 +30,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "kernels", "fabric", "model", "text", "engine", "api", "server", "cluster",
         ],
     ),
+    ("testkit", &["kernels"]),
     ("xtask", &[]),
 ];
 
