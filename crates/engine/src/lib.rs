@@ -7,6 +7,23 @@
 //!
 //! Between the two runs [`wire`], a small versioned protocol over a Unix socket: requests in, token events out. Text,
 //! HTTP and the starting of processes are the business of others.
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use std::time::{Duration, Instant};
+//! use shoal_engine::client::{Client, Event, Request, Sampling};
+//!
+//! let client = Client::new();
+//! let deadline = Instant::now() + Duration::from_secs(30);
+//! client.attach(Path::new("cell.sock"), deadline)?;
+//! client.wait_ready(deadline)?;
+//! let request = Request { prompt: vec![1, 2, 3], sampling: Sampling::greedy(), max_tokens: 8, stop_tokens: vec![2] };
+//! let mut stream = client.submit(request)?;
+//! while let Some(Event::Token(token)) = stream.next_blocking() {
+//!     eprintln!("{token}");
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![forbid(unsafe_code)]
 
 mod bytes;

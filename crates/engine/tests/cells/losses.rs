@@ -3,28 +3,36 @@
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::support::{Cell, PATIENCE, attach, drain, eventually, greedy, reply};
 use shoal_engine::client::{
-    AttachError, CellInfo, CellState, Client, Event, Failure, Limits, Loss, RankState, SubmitError,
+    AttachError, CellInfo, CellState, Client, Event, Failure, Limits, Loss, RankReport, RankState,
+    SubmitError,
 };
 use shoal_engine::step::{Step, StepBounds};
 use shoal_engine::wire::{self, Command, Greeting, Notice, Phase};
-use shoal_fabric::{Key, Rank, tcp};
+use shoal_fabric::{Rank, tcp};
 use shoal_kernels::{Cpu, CpuConfig, Isa};
 use shoal_model::Model;
 
 const PROMPT: &[u32] = &[3, 1, 4, 1, 5];
 
-/// Rank 1 of `world`, which dies after it has computed `steps_max` steps, or at the first heartbeat.
-fn mortal_member(
-    rendezvous: SocketAddr,
-    world: usize,
-    key: Key,
-    steps_max: usize,
-) -> JoinHandle<()> {
+/// How rank 1 is lost.
+enum Fate {
+    /// It dies in a step, after it has computed so many.
+    DiesAfter(usize),
+    /// It dies while nothing runs.
+    DiesIdle,
+    /// It says nothing more while nothing runs, until the other end of this is gone.
+    FallsSilent(mpsc::Receiver<()>),
+}
+
+/// Rank 1 of a cell, played by the test.
+fn mortal_member(rendezvous: SocketAddr, cell: &Cell, fate: Fate) -> JoinHandle<()> {
+    let (world, key) = (cell.world, cell.key.clone());
     thread::spawn(move || {
         let cpu = Cpu::new(CpuConfig {
             isa: Isa::detect(),
@@ -37,32 +45,36 @@ fn mortal_member(
         group.set_timeout(PATIENCE);
         let mut model = Model::load_member(cpu, &mut group).expect("loaded");
         let bounds = StepBounds::of(&model);
-        let (mut steps, mut bytes) = (0, Vec::new());
+        let (mut computed, mut bytes) = (0, Vec::new());
         loop {
             group.broadcast(Rank(0), &mut bytes).expect("a step");
-            match Step::decode(&bytes, &bounds).expect("one that makes sense") {
-                Step::Run(_) if steps == steps_max => return,
-                Step::Run(spans) => {
+            match (
+                Step::decode(&bytes, &bounds).expect("one that makes sense"),
+                &fate,
+            ) {
+                (Step::Run(_), Fate::DiesAfter(steps)) if computed == *steps => return,
+                (Step::Idle, Fate::DiesIdle) => return,
+                (Step::Idle, Fate::FallsSilent(until)) => return until.recv().unwrap_or_default(),
+                (Step::Run(spans), _) => {
                     model.forward(&spans, &mut group).expect("computed");
-                    steps += 1;
+                    computed += 1;
                 }
-                Step::Report => {
-                    let report = shoal_engine::client::RankReport {
+                (Step::Report, _) => {
+                    let report = RankReport {
                         rank: Rank(1),
                         peak_memory_bytes: 0,
                         weight_bytes: 0,
                         kv_bytes: 0,
                         threads: 1,
-                        isa: Isa::detect(),
+                        isa: Isa::Scalar,
                         split: String::new(),
                     };
                     group
                         .all_gather(&wire::encode_report(&report), &mut Vec::new())
                         .expect("gathered");
                 }
-                Step::Idle if steps_max == 0 => return,
-                Step::Idle => group.barrier().expect("met"),
-                Step::Shutdown => return,
+                (Step::Idle, _) => group.barrier().expect("met"),
+                (Step::Shutdown, _) => panic!("it was to be lost before"),
             }
         }
     })
@@ -79,7 +91,7 @@ fn a_member_that_dies_in_a_step_fails_every_stream_by_name() {
     let mut cell = Cell::new(3);
     let client = Client::new();
     let rendezvous = cell.start_root(&client).fabric.expect("several ranks");
-    let mortal = mortal_member(rendezvous, 3, cell.key.clone(), 5);
+    let mortal = mortal_member(rendezvous, &cell, Fate::DiesAfter(5));
     cell.start_member(2, rendezvous);
     client.wait_ready(Instant::now() + PATIENCE).expect("ready");
 
@@ -126,7 +138,7 @@ fn a_member_that_dies_while_nothing_runs_is_noticed() {
     let mut cell = Cell::new(2);
     let client = Client::new();
     let rendezvous = cell.start_root(&client).fabric.expect("several ranks");
-    let mortal = mortal_member(rendezvous, 2, cell.key.clone(), 0);
+    let mortal = mortal_member(rendezvous, &cell, Fate::DiesIdle);
     let loss = client.losses().recv_blocking().expect("told");
     assert_eq!(loss.rank, Rank(1));
     mortal.join().expect("it died in peace");
@@ -134,11 +146,27 @@ fn a_member_that_dies_while_nothing_runs_is_noticed() {
 }
 
 #[test]
+fn a_member_that_falls_silent_is_given_up_after_the_step_timeout() {
+    let mut cell = Cell::new(2);
+    cell.step_timeout = Duration::from_millis(300);
+    let client = Client::new();
+    let rendezvous = cell.start_root(&client).fabric.expect("several ranks");
+    let (release, until) = mpsc::channel();
+    let silent = mortal_member(rendezvous, &cell, Fate::FallsSilent(until));
+    let loss = client.losses().recv_blocking().expect("told");
+    assert_eq!(loss.rank, Rank(1));
+    assert!(loss.reason.contains("did not answer within"), "{loss}");
+    drop(release);
+    silent.join().expect("it is let go");
+    assert!(cell.ends().iter().all(Result::is_err));
+}
+
+#[test]
 fn the_same_client_serves_the_re_formed_cell() {
     let mut lost = Cell::new(2);
     let client = Client::new();
     let rendezvous = lost.start_root(&client).fabric.expect("several ranks");
-    let mortal = mortal_member(rendezvous, 2, lost.key.clone(), 3);
+    let mortal = mortal_member(rendezvous, &lost, Fate::DiesAfter(3));
     client.wait_ready(Instant::now() + PATIENCE).expect("ready");
     assert_rank_1_lost(&drain(client.submit(greedy(PROMPT, 4000)).expect("taken")).1);
     mortal.join().expect("it died in peace");
@@ -436,11 +464,9 @@ fn what_is_no_free_cell_of_this_version_is_not_attached_to() {
     let (played, client) = (Played::new(), Client::new());
     let attached = |say: &[Notice]| played.attach(&client, say).1.expect_err("refused");
     assert!(matches!(attached(&[Notice::Busy]), AttachError::Busy));
-    let theirs = wire::VERSION + 1;
-    assert!(matches!(
-        attached(&[Notice::Version { version: theirs }]),
-        AttachError::Version { theirs: 2, .. }
-    ));
+    let version = wire::VERSION + 1;
+    let error = attached(&[Notice::Version { version }]);
+    assert!(matches!(error, AttachError::Version { theirs, .. } if theirs == version));
     assert!(matches!(
         attached(&[Notice::Started { id: 1 }]),
         AttachError::Protocol(_)
