@@ -1,8 +1,9 @@
 //! Seeded damage to valid inputs, so that the fuzz targets' cases run as ordinary tests, the same each time.
 //! `cargo +nightly fuzz run TARGET` goes on from there for as long as one likes.
 
-/// Feeds `case` every prefix of `valid`, then `count` damaged copies of it.
-pub(crate) fn feed(valid: &[u8], count: u64, case: fn(&[u8])) {
+/// Feeds `case` with `valid`, which it must accept, with every prefix of it, and with `count` damaged copies.
+pub(crate) fn feed(valid: &[u8], count: u64, case: fn(&[u8]) -> bool) {
+    assert!(case(valid), "valid before it is damaged: {valid:02x?}");
     for end in 0..valid.len() {
         case(&valid[..end]);
     }

@@ -2,24 +2,20 @@
 
 use shoal_fabric::frame::{self, Abort, HEADER_BYTES};
 
-/// Feeds `data` to everything that reads frames.
+/// Feeds `data` to everything that reads frames, and says whether it is one.
 ///
 /// # Panics
 /// When what is read does not say the same as what was sent.
-pub(crate) fn run(data: &[u8]) {
-    if let Ok(Some(frame)) = frame::decode(data) {
-        assert_eq!(
-            frame.header.encode(),
-            data[..HEADER_BYTES],
-            "a header says what was read"
-        );
-        assert_eq!(
-            frame.payload.len(),
-            frame.header.length as usize,
-            "a payload is whole"
-        );
-        if let Some(abort) = Abort::decode(frame.payload) {
-            assert!(!abort.reason.contains('\n'), "a reason is one line");
-        }
+pub(crate) fn run(data: &[u8]) -> bool {
+    let Ok(Some(frame)) = frame::decode(data) else {
+        return false;
+    };
+    let header = frame.header.encode();
+    assert_eq!(header, data[..HEADER_BYTES], "a header says what was read");
+    let length = frame.header.length as usize;
+    assert_eq!(frame.payload.len(), length, "a payload is whole");
+    if let Some(abort) = Abort::decode(frame.payload) {
+        assert!(!abort.reason.contains('\n'), "a reason is one line");
     }
+    true
 }

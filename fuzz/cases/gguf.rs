@@ -2,9 +2,7 @@
 
 use shoal_model::{ModelSpec, gguf::Gguf};
 
-/// Reads `data` as a model file, as far as loading goes before any weight is computed with.
-pub(crate) fn run(data: &[u8]) {
-    if let Ok(gguf) = Gguf::parse(data.to_vec()) {
-        let _model_or_error = ModelSpec::from_gguf(&gguf);
-    }
+/// Reads `data` as a model file, as far as loading goes before any weight is computed with. Says whether it is one.
+pub(crate) fn run(data: &[u8]) -> bool {
+    Gguf::parse(data.to_vec()).is_ok_and(|gguf| ModelSpec::from_gguf(&gguf).is_ok())
 }

@@ -3,4 +3,6 @@
 #[path = "../cases/gguf.rs"]
 mod case;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| case::run(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    case::run(data);
+});

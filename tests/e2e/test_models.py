@@ -34,8 +34,8 @@ class Store(Case):
         self.assertEqual(done.stdout, "")
 
         (model,) = self.listed()
-        self.assertEqual(model["size_bytes"], real_model().stat().st_size)
-        self.assertEqual((model["format"], model["quantisation"]), ("gguf", "Q4_1"))
+        self.assertEqual(model["bytes"], real_model().stat().st_size)
+        self.assertEqual((model["format"], model["quantisation"]), ("GGUF", "Q4_1"))
         self.assertEqual(model["source"], "pypi:tinychat==1.0")
         table = shoal("models", home=self.home).stdout
         for part in (model["name"], "Q4_1", "pypi:tinychat==1.0"):
