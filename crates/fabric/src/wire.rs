@@ -154,6 +154,7 @@ impl Wire {
         sends: &mut [Outgoing<'_>],
         recvs: &mut [Incoming<'_>],
     ) -> Result<(), Cause> {
+        self.listen(recvs)?;
         let now = Instant::now();
         let own = self.rank.index();
         let listening = |(peer, Peer { inbox, closed, .. }): (usize, &Peer)| {
@@ -194,8 +195,7 @@ impl Wire {
             return Err(Cause::Silent { peer, waited });
         };
         interests.retain(|interest| interest.read || interest.write);
-        self.links.wait(&interests, left).map_err(Cause::Wait)?;
-        self.listen(recvs)
+        self.links.wait(&interests, left).map_err(Cause::Wait)
     }
 
     /// Reads what came from peers that owe nothing now.
@@ -205,17 +205,15 @@ impl Wire {
             let owes = recvs
                 .iter()
                 .any(|recv| recv.peer == index && !recv.is_done());
-            if owes || peer.closed || peer.inbox.is_full() {
+            if owes {
                 continue;
             }
-            match peer.fill(self.links.as_mut(), index) {
-                Ok(true) => peer
-                    .inbox
-                    .abort()
-                    .map_or(Ok(()), |abort| Err(Cause::Aborted(abort)))?,
-                Ok(false) => {}
-                // It may have done its part and left; that is no loss before something is wanted from it.
-                Err(_) => peer.closed = true,
+            if !peer.closed && !peer.inbox.is_full() {
+                // One that has ended may have done its part and left; that is no loss before something is wanted from it.
+                peer.closed = peer.fill(self.links.as_mut(), index).is_err();
+            }
+            if let Some(abort) = peer.inbox.abort() {
+                return Err(Cause::Aborted(abort));
             }
         }
         Ok(())

@@ -16,7 +16,7 @@ const LINKS: [Links; 2] = [Links::InProcess, Links::Tcp];
 const WORLDS: [usize; 5] = [1, 2, 3, 4, 5];
 const PATIENT: Duration = Duration::from_secs(60);
 /// For tests in which a peer stays silent on purpose.
-const HASTY: Duration = Duration::from_millis(300);
+const HASTY: Duration = Duration::from_millis(600);
 
 fn groups(links: Links, world: usize, timeout: Duration) -> Vec<Group> {
     match links {
