@@ -19,7 +19,9 @@ pub enum ModelError {
     #[error("{0} is not supported; use another model")]
     Unsupported(String),
     /// A metadata key is missing or makes no sense. Whoever made the file can fix it.
-    #[error("metadata {key} is {problem}; fetch the model again or convert it again")]
+    #[error(
+        "metadata {key} is {problem}; download the model again with `shoal pull`, or convert it again"
+    )]
     Metadata {
         /// The key.
         key: String,
@@ -27,7 +29,7 @@ pub enum ModelError {
         problem: &'static str,
     },
     /// A weight is missing.
-    #[error("tensor {name} is missing; fetch the model again")]
+    #[error("tensor {name} is missing; download the model again with `shoal pull`")]
     MissingTensor {
         /// The weight.
         name: String,
@@ -44,7 +46,7 @@ pub enum ModelError {
     },
     /// A weight has the wrong shape.
     #[error(
-        "tensor {name} is {found_rows} by {found_cols}, expected {rows} by {cols}; fetch the model again"
+        "tensor {name} is {found_rows} by {found_cols}, expected {rows} by {cols}; download the model again with `shoal pull`"
     )]
     TensorShape {
         /// The weight.
@@ -66,9 +68,20 @@ pub enum ModelError {
         "the model's description from rank 0 was not understood ({0}); run the same release of shoal on all machines"
     )]
     Handover(String),
-    /// A step exceeds what was set aside. The engine is at fault.
+    /// What is to be set aside makes no sense or does not fit the address space.
+    #[error("{0}; choose another context or batch size")]
+    Config(String),
+    /// A step has more tokens than was set aside for. The engine is at fault.
+    #[error("a step of {tokens} tokens exceeds the batch of {batch_tokens_max}")]
+    BatchTooLarge {
+        /// Tokens in the step.
+        tokens: usize,
+        /// What was set aside.
+        batch_tokens_max: usize,
+    },
+    /// A span does not fit the model or what was set aside. The engine is at fault.
     #[error("a step cannot be computed: {0}")]
-    Step(String),
+    Span(String),
     /// The group failed.
     #[error(transparent)]
     Fabric(#[from] FabricError),

@@ -15,7 +15,7 @@ use std::path::Path;
 use shoal_kernels::{Dtype, MappedFile};
 
 pub use error::GgufError;
-pub use value::{Array, Value};
+pub use value::{Numbers, Value};
 
 use reader::Reader;
 
@@ -75,12 +75,15 @@ impl Gguf {
             .enumerate()
             .map(|(index, tensor)| (tensor.name.clone(), index))
             .collect();
-        Ok(Self {
+        let gguf = Self {
             bytes,
             metadata,
             tensors,
             by_name,
-        })
+        };
+        // Vocabularies are large and have just been copied out.
+        gguf.release(0..usize::MAX);
+        Ok(gguf)
     }
 
     /// Returns a metadata value.
@@ -139,7 +142,7 @@ impl Header {
         }
         match reader.u32("the version")? {
             2 | 3 => {}
-            version if version.swap_bytes() <= 3 => return Err(GgufError::BigEndian),
+            version if matches!(version.swap_bytes(), 1..=3) => return Err(GgufError::BigEndian),
             version => return Err(GgufError::Version { version }),
         }
         let tensor_count = reader.count(TENSOR_ENTRY_MIN, "the tensor count")?;
@@ -148,7 +151,7 @@ impl Header {
         let mut metadata = HashMap::new();
         for _ in 0..metadata_count {
             let key = reader.string("a metadata key")?;
-            let value = reader.value()?;
+            let value = reader.value(&key)?;
             if metadata.insert(key.clone(), value).is_some() {
                 return Err(GgufError::Duplicate { name: key });
             }
@@ -237,33 +240,31 @@ impl Entry {
             name: name.clone(),
             reason,
         };
-        let row_bytes = dtype
-            .row_bytes(cols)
-            .ok_or_else(|| malformed("its rows are not whole quantisation blocks"))?;
+        let row_bytes = dtype.row_bytes(cols).ok_or_else(|| {
+            malformed("its rows are not whole quantisation blocks, or too long to be counted")
+        })?;
         let len = rows
             .checked_mul(row_bytes)
             .ok_or_else(|| malformed("it has more bytes than can be counted"))?;
         if offset % alignment as u64 != 0 {
             return Err(malformed("its data is not aligned"));
         }
-        let outside = || GgufError::TensorOutside {
-            name: name.clone(),
-            len: file_len,
-        };
-        let start = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| data_start.checked_add(offset))
-            .ok_or_else(outside)?;
-        let end = start
-            .checked_add(len)
-            .filter(|end| *end <= file_len)
-            .ok_or_else(outside)?;
+        let start = offset.saturating_add(data_start as u64);
+        let end = start.saturating_add(len as u64);
+        if end > file_len as u64 {
+            return Err(GgufError::TensorOutside {
+                name,
+                start,
+                end,
+                len: file_len,
+            });
+        }
         Ok(TensorInfo {
             name,
             dtype,
             cols,
             rows,
-            range: start..end,
+            range: start as usize..end as usize,
         })
     }
 }

@@ -1,8 +1,10 @@
 //! From the file on rank 0 to slices in every rank's memory.
 //!
-//! Rank 0 goes through the weights in the spec's order. Of each it sends every other rank that rank's slice, keeps its
-//! own, and gives the mapped pages back, so that no process ever holds much more than its slice. Members know the order
-//! and the sizes from the spec, so the stream carries nothing but bytes.
+//! Rank 0 goes through the weights in the spec's order, a few rows at a time. Of these it sends every other rank what
+//! belongs to that rank's slice, keeps its own, and gives the mapped pages back, so that no process ever holds much more
+//! than its slice. Members know the order and the sizes from the spec, so the stream carries nothing but bytes.
+
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use shoal_fabric::{Group, Rank};
@@ -11,7 +13,7 @@ use shoal_kernels::Matrix;
 use crate::error::ModelError;
 use crate::gguf::Gguf;
 use crate::spec::{BlockSpec, ModelSpec, WeightSpec};
-use crate::split::{Shares, Slice, SplitPlan};
+use crate::split::{Slice, SplitPlan};
 
 /// What a rank sets aside besides its weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,42 +70,39 @@ pub(crate) fn distribute(
     group: &mut Group,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Weights, ModelError> {
-    let total_bytes = spec
-        .weights()
-        .filter_map(|weight| file.tensor(&weight.name))
-        .map(|t| t.range.len() as u64)
-        .sum();
+    let bytes = |weight: &WeightSpec| weight.rows as u64 * row_bytes(weight, weight.cols) as u64;
+    let total_bytes = spec.weights().map(bytes).sum();
     let mut done_bytes = 0;
+    let mut piece = Vec::new();
     Weights::assemble(spec, &mut |weight| {
         let tensor = file
             .tensor(&weight.name)
-            .ok_or_else(|| ModelError::MissingTensor {
-                name: weight.name.clone(),
-            })?;
-        let data = file.data(tensor);
-        for rank in 1..plan.world() {
-            let mut piece = Vec::new();
-            cut(data, weight, &plan.slice(weight, rank), &mut |bytes| {
-                piece.extend_from_slice(bytes);
-                if piece.len() >= PIECE_BYTES {
-                    send(group, rank, &mut piece)?;
+            .expect("the spec lists what the file holds");
+        let stride = row_bytes(weight, weight.cols);
+        let slices: Vec<Slice> = (0..plan.world())
+            .map(|rank| plan.slice(weight, rank))
+            .collect();
+        let mut own = Vec::with_capacity(slices[0].bytes(weight));
+        for first in (0..weight.rows).step_by((PIECE_BYTES / stride).max(1)) {
+            let rows = first..weight.rows.min(first + (PIECE_BYTES / stride).max(1));
+            let data = &file.data(tensor)[rows.start * stride..rows.end * stride];
+            for (rank, slice) in slices.iter().enumerate() {
+                if rank == 0 {
+                    slice.cut(weight, rows.clone(), data, &mut own);
+                    continue;
                 }
-                Ok(())
-            })?;
-            if !piece.is_empty() {
-                send(group, rank, &mut piece)?;
+                piece.clear();
+                slice.cut(weight, rows.clone(), data, &mut piece);
+                if !piece.is_empty() {
+                    group.send(Rank(rank as u16), &piece)?;
+                }
             }
+            let start = tensor.range.start + rows.start * stride;
+            file.release(start..start + data.len());
+            done_bytes += data.len() as u64;
+            progress(done_bytes, total_bytes);
         }
-        let slice = plan.slice(weight, 0);
-        let mut own = Vec::with_capacity(slice.bytes(weight));
-        cut(data, weight, &slice, &mut |bytes| {
-            own.extend_from_slice(bytes);
-            Ok(())
-        })?;
-        file.release(tensor.range.clone());
-        done_bytes += tensor.range.len() as u64;
-        progress(done_bytes, total_bytes);
-        slab(weight, &slice, own)
+        slab(weight, &slices[0], own)
     })
 }
 
@@ -194,31 +193,21 @@ impl Slice {
     fn bytes(&self, weight: &WeightSpec) -> usize {
         self.rows.len() * row_bytes(weight, self.cols.len())
     }
-}
 
-/// Hands the bytes of a slice to `sink`, in order, as runs of the file.
-fn cut(
-    data: &[u8],
-    weight: &WeightSpec,
-    slice: &Slice,
-    sink: &mut dyn FnMut(&[u8]) -> Result<(), ModelError>,
-) -> Result<(), ModelError> {
-    let stride = row_bytes(weight, weight.cols);
-    if slice.cols.len() == weight.cols {
-        let run = &data[slice.rows.start * stride..slice.rows.end * stride];
-        return run.chunks(PIECE_BYTES).try_for_each(sink);
+    /// Appends to `out` what belongs to the slice of `data`, which holds the given rows of the weight.
+    fn cut(&self, weight: &WeightSpec, rows: Range<usize>, data: &[u8], out: &mut Vec<u8>) {
+        let stride = row_bytes(weight, weight.cols);
+        let own =
+            self.rows.start.clamp(rows.start, rows.end)..self.rows.end.clamp(rows.start, rows.end);
+        let data = &data[(own.start - rows.start) * stride..(own.end - rows.start) * stride];
+        let columns = row_bytes(weight, self.cols.start)..row_bytes(weight, self.cols.end);
+        if columns.len() == stride {
+            out.extend_from_slice(data);
+        } else {
+            data.chunks_exact(stride)
+                .for_each(|row| out.extend_from_slice(&row[columns.clone()]));
+        }
     }
-    let columns = row_bytes(weight, slice.cols.start)..row_bytes(weight, slice.cols.end);
-    slice
-        .rows
-        .clone()
-        .try_for_each(|row| sink(&data[row * stride..][columns.clone()]))
-}
-
-fn send(group: &mut Group, rank: usize, piece: &mut Vec<u8>) -> Result<(), ModelError> {
-    group.send(Rank(rank as u16), piece)?;
-    piece.clear();
-    Ok(())
 }
 
 fn slab(weight: &WeightSpec, slice: &Slice, bytes: Vec<u8>) -> Result<Slab, ModelError> {
@@ -244,11 +233,5 @@ fn row_bytes(weight: &WeightSpec, cols: usize) -> usize {
         .expect("rows were whole blocks in the file, and slices are widened to whole blocks")
 }
 
-impl Handover {
-    pub(crate) fn plan(&self) -> Result<SplitPlan, ModelError> {
-        SplitPlan::new(&self.spec, &Shares::new(self.shares.clone())?)
-    }
-}
-
-/// Large enough that a piece's overhead vanishes, small enough that pieces in flight do not count in memory.
+/// Large enough that a piece's overhead vanishes, small enough that what is in flight does not count in memory.
 const PIECE_BYTES: usize = 1 << 20;

@@ -28,7 +28,8 @@ impl Model {
     /// file dealt with and in all.
     ///
     /// # Errors
-    /// [`ModelError`] when the model is not supported or cannot be split this way, or a rank is lost.
+    /// [`ModelError`] when the model is not supported or cannot be split this way, or a rank is lost. The caller then
+    /// aborts the group, so that the other ranks learn why.
     pub fn load_root(
         file: &Gguf,
         shares: &Shares,
@@ -42,11 +43,11 @@ impl Model {
             shares: shares.weights().to_vec(),
             config,
         };
-        let split = handover.plan()?;
         let mut message = serde_json::to_vec(&handover).expect("a spec is plain data");
-        group.broadcast(Rank(0), &mut message)?;
-        let weights = load::distribute(file, &handover.spec, &split, group, progress)?;
-        Ok(Self::new(handover, split, cpu, weights, group.rank()))
+        group.broadcast(ROOT, &mut message)?;
+        Self::load(&message, cpu, group, |spec, split, group| {
+            load::distribute(file, spec, split, group, progress)
+        })
     }
 
     /// Any other rank: learns from rank 0 what the model is, and receives its slices.
@@ -55,27 +56,40 @@ impl Model {
     /// [`ModelError`] when rank 0 is lost or of another release.
     pub fn load_member(cpu: Cpu, group: &mut Group) -> Result<Self, ModelError> {
         let mut message = Vec::new();
-        group.broadcast(Rank(0), &mut message)?;
-        let handover: Handover = serde_json::from_slice(&message)
-            .map_err(|error| ModelError::Handover(error.to_string()))?;
-        let split = handover.plan()?;
-        let weights = load::receive(&handover.spec, &split, group)?;
-        Ok(Self::new(handover, split, cpu, weights, group.rank()))
+        group.broadcast(ROOT, &mut message)?;
+        Self::load(&message, cpu, group, load::receive)
     }
 
-    fn new(handover: Handover, split: SplitPlan, cpu: Cpu, weights: Weights, rank: Rank) -> Self {
-        let Handover { spec, config, .. } = handover;
-        let rank = usize::from(rank.0);
+    /// Every rank, rank 0 included, takes the description from the same bytes, so that all compute with the same numbers.
+    /// Returns when the last rank has its weights.
+    fn load(
+        message: &[u8],
+        cpu: Cpu,
+        group: &mut Group,
+        fetch: impl FnOnce(&ModelSpec, &SplitPlan, &mut Group) -> Result<Weights, ModelError>,
+    ) -> Result<Self, ModelError> {
+        let Handover {
+            spec,
+            shares,
+            config,
+        } = serde_json::from_slice(message)
+            .map_err(|error| ModelError::Handover(error.to_string()))?;
+        let shares = Shares::new(shares)?;
+        if shares.world() != group.world() {
+            let (given, world) = (shares.world(), group.world());
+            return Err(ModelError::Split(format!(
+                "{given} shares for {world} nodes; give one for each"
+            )));
+        }
+        let split = SplitPlan::new(&spec, &shares)?;
+        let rank = usize::from(group.rank().0);
+        let cache = KvCache::new(kv_shape(&spec, &split, rank, &config)?);
+        let weights = fetch(&spec, &split, group)?;
+        group.barrier()?;
+
         let heads = split.part(Axis::Heads, rank);
         let group = spec.heads / spec.kv_heads;
-        let cache = KvCache::new(KvShape {
-            layers: spec.blocks.len(),
-            pages: config.kv_pages as usize,
-            page_tokens: config.page_tokens as usize,
-            kv_heads: split.part(Axis::KvHeads, rank).len(),
-            head_dim: spec.head_dim,
-        });
-        Self {
+        Ok(Self {
             buffers: Buffers::new(&spec, &split, rank, config.batch_tokens_max),
             rotary: spec.rotary.build(),
             heads: HeadMap {
@@ -89,7 +103,7 @@ impl Model {
             cpu,
             weights,
             cache,
-        }
+        })
     }
 
     /// Returns the model's description.
@@ -122,3 +136,56 @@ impl Model {
         self.cache.bytes() as u64
     }
 }
+
+/// Returns the shape of a rank's KV cache, if it can be had at all; its memory is only taken as pages are used.
+fn kv_shape(
+    spec: &ModelSpec,
+    split: &SplitPlan,
+    rank: usize,
+    config: &LoadConfig,
+) -> Result<KvShape, ModelError> {
+    let LoadConfig {
+        context,
+        kv_pages,
+        page_tokens,
+        batch_tokens_max,
+    } = *config;
+    if [context, kv_pages, page_tokens].contains(&0) || batch_tokens_max == 0 {
+        return Err(ModelError::Config(
+            "context, KV pages, page and batch hold at least one token each".to_owned(),
+        ));
+    }
+    let shape = KvShape {
+        layers: spec.blocks.len(),
+        pages: kv_pages as usize,
+        page_tokens: page_tokens as usize,
+        kv_heads: split.part(Axis::KvHeads, rank).len(),
+        head_dim: spec.head_dim,
+    };
+    // Generous: keys, values, and padding of short pages and narrow heads to whole vectors.
+    let bytes_max = [
+        shape.layers,
+        shape.pages,
+        shape.page_tokens,
+        shape.kv_heads,
+        shape.head_dim,
+    ]
+    .into_iter()
+    .try_fold(PADDED_BYTES_MAX, usize::checked_mul);
+    let batch_bytes =
+        batch_tokens_max.checked_mul(size_of::<f32>() * spec.vocabulary.max(spec.ffn_width));
+    if [bytes_max, batch_bytes]
+        .iter()
+        .all(|bytes| bytes.is_some_and(|bytes| bytes <= isize::MAX as usize))
+    {
+        return Ok(shape);
+    }
+    Err(ModelError::Config(format!(
+        "{kv_pages} KV pages of {page_tokens} tokens, or a batch of {batch_tokens_max}, do not fit the address space"
+    )))
+}
+
+/// The rank that has the file.
+const ROOT: Rank = Rank(0);
+/// At most this many bytes of cache for one element of a key, however it is padded.
+const PADDED_BYTES_MAX: usize = 2 * 2 * 16;

@@ -10,6 +10,8 @@
 use std::ops::Range;
 use std::str::FromStr;
 
+use shoal_fabric::Rank;
+
 use crate::error::ModelError;
 use crate::spec::{Axis, ModelSpec, Split, WeightSpec};
 
@@ -159,17 +161,26 @@ impl SplitPlan {
     }
 
     /// Tells a rank's part in words, for logs and reports.
+    ///
+    /// # Panics
+    /// If there is no such rank.
     #[must_use]
-    pub fn describe(&self, rank: usize) -> String {
+    pub fn describe(&self, rank: Rank) -> String {
+        let rank = usize::from(rank.0);
         let [heads, kv_heads, ffn, vocabulary] = self.totals;
-        let part = |range: &Range<usize>| format!("{}..{}", range.start, range.end);
-        format!(
-            "heads {} of {heads}, kv heads {} of {kv_heads}, ffn {} of {ffn}, vocabulary {} of {vocabulary}",
-            part(&self.heads[rank]),
-            part(&self.kv_heads[rank]),
-            part(&self.ffn[rank]),
-            part(&self.vocabulary[rank]),
-        )
+        let part = |what, parts: &[Range<usize>], total| {
+            format!(
+                "{what} {}..{} of {total}",
+                parts[rank].start, parts[rank].end
+            )
+        };
+        [
+            part("heads", &self.heads, heads),
+            part("kv heads", &self.kv_heads, kv_heads),
+            part("ffn", &self.ffn, ffn),
+            part("vocabulary", &self.vocabulary, vocabulary),
+        ]
+        .join(", ")
     }
 
     fn elements(&self, axis: Axis, rank: usize) -> Range<usize> {
@@ -228,4 +239,141 @@ fn divide(total: usize, unit: usize, shares: &Shares) -> Vec<Range<usize>> {
             range
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
+    use shoal_kernels::Dtype;
+    use shoal_testkit::{TinyConfig, tiny_llama};
+
+    use super::*;
+    use crate::gguf::Gguf;
+
+    fn spec(config: &TinyConfig) -> ModelSpec {
+        let file = Gguf::parse(tiny_llama(config)).expect("a valid file");
+        ModelSpec::from_gguf(&file).expect("a model")
+    }
+
+    fn plan(spec: &ModelSpec, shares: &[u32]) -> SplitPlan {
+        let shares = Shares::new(shares.to_vec()).expect("shares");
+        SplitPlan::new(spec, &shares).expect("a plan")
+    }
+
+    /// Every weight is owned exactly once, but for key-value heads, of which each rank has what its query heads read.
+    fn check(spec: &ModelSpec, shares: &[u32]) {
+        let plan = plan(spec, shares);
+        for weight in spec.weights() {
+            let block = weight.dtype.block_len();
+            let mut owners = vec![0; weight.rows.max(weight.cols)];
+            for rank in 0..plan.world() {
+                let slice = plan.slice(weight, rank);
+                assert!(!slice.rows.is_empty() && !slice.cols.is_empty());
+                assert!(slice.rows.end <= weight.rows && slice.cols.end <= weight.cols);
+                assert!(
+                    [slice.cols.start, slice.cols.end]
+                        .iter()
+                        .all(|col| col.is_multiple_of(block))
+                );
+                let (split_axis, start) = match weight.split {
+                    Split::Replicate => {
+                        assert_eq!((slice.rows, slice.cols), (0..weight.rows, 0..weight.cols));
+                        continue;
+                    }
+                    Split::Rows(axis) => (axis, slice.rows.start),
+                    Split::Columns(axis) => {
+                        assert!(slice.lead < block);
+                        (axis, slice.cols.start + slice.lead)
+                    }
+                };
+                let own = plan.elements(split_axis, rank);
+                assert_eq!(own.start, start);
+                owners[own].iter_mut().for_each(|owners| *owners += 1);
+            }
+            let split = match weight.split {
+                Split::Replicate => continue,
+                Split::Rows(_) => weight.rows,
+                Split::Columns(_) => weight.cols,
+            };
+            let once = |count: &i32| match weight.split {
+                Split::Rows(Axis::KvHeads) => *count >= 1,
+                _ => *count == 1,
+            };
+            assert!(
+                owners[..split].iter().all(once),
+                "{}: {owners:?}",
+                weight.name
+            );
+        }
+        let group = spec.heads / spec.kv_heads;
+        for rank in 0..plan.world() {
+            let read = plan.part(Axis::Heads, rank).map(|head| head / group);
+            let held = plan.part(Axis::KvHeads, rank);
+            assert_eq!(
+                (read.clone().min(), read.max()),
+                (Some(held.start), Some(held.end - 1))
+            );
+        }
+    }
+
+    /// A model with widths of its own in every format that allows them, and one with even widths in all.
+    static SPECS: LazyLock<Vec<ModelSpec>> = LazyLock::new(|| {
+        let odd = Dtype::ALL.iter().filter(|dtype| dtype.block_len() <= 32);
+        let odd = odd.map(|&dtype| TinyConfig {
+            dtype,
+            ..TinyConfig::default()
+        });
+        let configs = odd.chain(Dtype::ALL.map(TinyConfig::wide));
+        configs.map(|config| spec(&config)).collect()
+    });
+
+    #[test]
+    fn the_shares_that_people_give() {
+        for shares in [
+            &[1][..],
+            &[1, 1],
+            &[1, 1, 1],
+            &[1, 1, 1, 1],
+            &[3, 1],
+            &[5, 1, 1, 2],
+            &[1, 8],
+        ] {
+            SPECS.iter().for_each(|spec| check(spec, shares));
+        }
+    }
+
+    #[test]
+    fn parts_follow_the_shares() {
+        let spec = spec(&TinyConfig::default());
+        let part = |axis, shares: &[u32]| {
+            let plan = plan(&spec, shares);
+            (0..shares.len())
+                .map(|rank| plan.part(axis, rank).len())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(part(Axis::Heads, &[1, 1]), [5, 4]);
+        assert_eq!(part(Axis::Heads, &[3, 1]), [7, 2]);
+        assert_eq!(part(Axis::Heads, &[5, 1, 1, 2]), [5, 1, 1, 2]);
+        assert_eq!(part(Axis::Heads, &[1000, 1]), [8, 1]);
+        // Heads 0..3, 3..5, 5..7 and 7..9 in groups of three.
+        assert_eq!(part(Axis::KvHeads, &[1, 1, 1, 1]), [1, 1, 2, 1]);
+        assert_eq!(part(Axis::Vocabulary, &[3, 1]), [384, 128]);
+        assert_eq!(
+            plan(&spec, &[3, 1]).describe(Rank(1)),
+            "heads 7..9 of 9, kv heads 2..3 of 3, ffn 120..160 of 160, vocabulary 384..512 of 512"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn every_weight_is_owned_once(
+            shares in prop::collection::vec(1..1000_u32, 1..=9),
+            spec in 0..SPECS.len(),
+        ) {
+            let spec = &SPECS[spec];
+            check(spec, &shares[..shares.len().min(spec.heads)]);
+        }
+    }
 }

@@ -7,7 +7,7 @@ use shoal_fabric::Group;
 use shoal_kernels::AttentionSpan;
 
 use crate::error::ModelError;
-use crate::load::{Block, Slab};
+use crate::load::{Block, LoadConfig, Slab};
 use crate::model::Model;
 use crate::spec::{Axis, ModelSpec};
 use crate::split::SplitPlan;
@@ -105,13 +105,21 @@ impl Model {
     /// Every rank of the group must call this with the same spans.
     ///
     /// # Errors
-    /// [`ModelError::Step`] when the spans exceed what was set aside, before anything is computed;
+    /// [`ModelError::BatchTooLarge`] and [`ModelError::Span`] before anything is computed, when the spans do not fit;
     /// [`ModelError::Fabric`] when a rank is lost.
     pub fn forward(&mut self, spans: &[Span], group: &mut Group) -> Result<Logits<'_>, ModelError> {
         let tokens = self.check(spans)?;
+        let reads: Vec<AttentionSpan<'_>> = spans
+            .iter()
+            .map(|span| AttentionSpan {
+                pages: &span.pages,
+                start: span.start,
+                tokens: span.tokens.len(),
+            })
+            .collect();
         self.embed(spans, tokens, group)?;
         for layer in 0..self.weights.blocks.len() {
-            self.attention(layer, spans, tokens, group)?;
+            self.attention(layer, &reads, tokens, group)?;
             self.feed_forward(layer, tokens, group)?;
         }
         self.head(spans, group)
@@ -119,45 +127,47 @@ impl Model {
 
     /// Returns the number of tokens, having made sure that no index below can be out of range.
     fn check(&self, spans: &[Span]) -> Result<usize, ModelError> {
-        let refused = |what: String| Err(ModelError::Step(what));
-        let mut tokens = 0;
-        for span in spans {
+        let LoadConfig {
+            context,
+            kv_pages,
+            page_tokens,
+            batch_tokens_max,
+        } = self.config;
+        for (i, span) in spans.iter().enumerate() {
+            let refused = |what: String| Err(ModelError::Span(format!("span {i} {what}")));
             let end = u64::from(span.start) + span.tokens.len() as u64;
             if span.tokens.is_empty() {
-                return refused("a span has no tokens".to_owned());
+                return refused("has no tokens".to_owned());
             }
-            if end > u64::from(self.config.context) {
+            if end > u64::from(context) {
                 return refused(format!(
-                    "position {end} is beyond the context of {}",
-                    self.config.context
+                    "ends at position {end}, beyond the context of {context}"
                 ));
             }
-            if end > span.pages.len() as u64 * u64::from(self.config.page_tokens) {
-                return refused("a span has too few pages".to_owned());
+            if end > span.pages.len() as u64 * u64::from(page_tokens) {
+                return refused(format!("ends at position {end}, beyond its pages"));
             }
-            if let Some(page) = span
-                .pages
-                .iter()
-                .find(|page| **page >= self.config.kv_pages)
-            {
-                return refused(format!("there is no page {page}"));
+            if let Some(page) = span.pages.iter().find(|page| **page >= kv_pages) {
+                return refused(format!("has page {page} of {kv_pages}"));
             }
+            let vocabulary = self.spec.vocabulary;
             if let Some(token) = span
                 .tokens
                 .iter()
-                .find(|token| **token as usize >= self.spec.vocabulary)
+                .find(|token| **token as usize >= vocabulary)
             {
-                return refused(format!("there is no token {token}"));
+                return refused(format!("has token {token} of {vocabulary}"));
             }
-            tokens += span.tokens.len();
         }
-        if tokens > self.config.batch_tokens_max {
-            return refused(format!(
-                "{tokens} tokens exceed the batch of {}",
-                self.config.batch_tokens_max
-            ));
+        let tokens = spans.iter().map(|span| span.tokens.len()).sum();
+        match tokens {
+            0 => Err(ModelError::Span("there are no spans".to_owned())),
+            _ if tokens > batch_tokens_max => Err(ModelError::BatchTooLarge {
+                tokens,
+                batch_tokens_max,
+            }),
+            _ => Ok(tokens),
         }
-        Ok(tokens)
     }
 
     /// Every rank looks up the tokens of its part of the vocabulary; the sum of one row and zeros is that row.
@@ -192,7 +202,7 @@ impl Model {
     fn attention(
         &mut self,
         layer: usize,
-        spans: &[Span],
+        spans: &[AttentionSpan<'_>],
         tokens: usize,
         group: &mut Group,
     ) -> Result<(), ModelError> {
@@ -236,30 +246,22 @@ impl Model {
 
         let mut done = 0;
         for span in spans {
-            let rows = done * kv_width..(done + span.tokens.len()) * kv_width;
+            let rows = done * kv_width..(done + span.tokens) * kv_width;
             cache.write(
                 layer,
-                &span.pages,
+                span.pages,
                 span.start,
                 &key[rows.clone()],
                 &value[rows],
             );
-            done += span.tokens.len();
+            done += span.tokens;
         }
-        let reads: Vec<AttentionSpan<'_>> = spans
-            .iter()
-            .map(|span| AttentionSpan {
-                pages: &span.pages,
-                start: span.start,
-                tokens: span.tokens.len(),
-            })
-            .collect();
         let attended = &mut b.attended[..q_len];
         cpu.attention(
             query,
             cache,
             layer,
-            &reads,
+            spans,
             heads,
             spec.attention_scale,
             attended,

@@ -40,22 +40,25 @@ pub(super) fn rotary(
     let kind = source
         .value("rope.scaling.type")
         .and_then(|value| value.as_str())
-        .unwrap_or("none");
+        // Files from before the scaling had a type give a factor alone.
+        .unwrap_or("linear");
     let factor = source
         .optional_float("rope.scaling.factor")?
-        // Files from before the scaling had a type.
         .or(source.optional_float("rope.scale_linear")?)
         .unwrap_or(1.0);
     if factor < 1.0 {
         return Err(source.bad("rope.scaling.factor", "below 1"));
     }
     match kind {
-        "none" if source.value("rope.scale_linear").is_none() => {}
-        "none" | "linear" => inverse_frequencies
+        "none" => {}
+        "linear" => inverse_frequencies
             .iter_mut()
             .for_each(|frequency| *frequency /= factor),
         "yarn" => amplitude = yarn(source, &mut inverse_frequencies, factor, base, dims)?,
         other => return Err(ModelError::Unsupported(format!("rotary scaling {other:?}"))),
+    }
+    if !amplitude.is_finite() || !inverse_frequencies.iter().all(|it| it.is_finite()) {
+        return Err(source.bad("rope.scaling", "not usable: it gives infinite frequencies"));
     }
     Ok(RotarySpec {
         inverse_frequencies,

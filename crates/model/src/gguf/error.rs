@@ -17,7 +17,9 @@ pub enum GgufError {
         source: std::io::Error,
     },
     /// It is some other format.
-    #[error("not a GGUF file: it begins with {found:02x?} instead of \"GGUF\"")]
+    #[error(
+        "not a GGUF file: it begins with {found:02x?} instead of \"GGUF\"; give the path of a .gguf file"
+    )]
     Magic {
         /// Its first four bytes.
         found: [u8; 4],
@@ -35,7 +37,7 @@ pub enum GgufError {
     },
     /// It ends too early, or a count in it promises more than it holds.
     #[error(
-        "the file is truncated or corrupt: {what} does not fit at byte {at} of {len}; fetch it again"
+        "the file is truncated or corrupt: {what} at byte {at} does not fit into its {len} bytes; download it again with `shoal pull`"
     )]
     Truncated {
         /// What was being read.
@@ -47,19 +49,25 @@ pub enum GgufError {
     },
     /// A tensor's data is not all there.
     #[error(
-        "the file is truncated: the data of tensor {name} lies beyond its end at byte {len}; fetch it again"
+        "the file is truncated: tensor {name} needs bytes {start}..{end}, but the file has {len}; download it again with `shoal pull`"
     )]
     TensorOutside {
         /// The tensor.
         name: String,
+        /// Its first byte.
+        start: u64,
+        /// The byte after its last one.
+        end: u64,
         /// Length of the file.
         len: usize,
     },
     /// A metadata value is of no known type.
     #[error(
-        "metadata of type {kind} is not supported; the file is corrupt or newer than this release"
+        "metadata {key} is of type {kind}, which is not supported; download the file again with `shoal pull`, or use a newer release"
     )]
     ValueType {
+        /// The key.
+        key: String,
         /// The type's number.
         kind: u32,
     },
@@ -74,7 +82,7 @@ pub enum GgufError {
         code: u32,
     },
     /// A tensor's entry contradicts itself or another.
-    #[error("tensor {name} is malformed: {reason}; fetch the file again")]
+    #[error("tensor {name} is malformed: {reason}; download the file again with `shoal pull`")]
     Shape {
         /// The tensor.
         name: String,
@@ -82,12 +90,14 @@ pub enum GgufError {
         reason: &'static str,
     },
     /// A name stands twice.
-    #[error("{name} stands twice in the file; fetch it again")]
+    #[error("{name} stands twice in the file; download it again with `shoal pull`")]
     Duplicate {
         /// The key or tensor.
         name: String,
     },
     /// `general.alignment` is no power of two.
-    #[error("the file's alignment is not a power of two up to 1 MiB; fetch it again")]
+    #[error(
+        "the file's alignment is not a power of two up to 1 MiB; download it again with `shoal pull`"
+    )]
     Alignment,
 }

@@ -1,7 +1,7 @@
 //! Reading the header, with every step checked.
 
 use super::GgufError;
-use super::value::{Array, Value};
+use super::value::{Numbers, Value};
 
 /// A cursor over the file's bytes.
 pub(super) struct Reader<'a> {
@@ -75,53 +75,41 @@ impl<'a> Reader<'a> {
         Ok(String::from_utf8_lossy(self.take(len, what)?).into_owned())
     }
 
-    pub(super) fn value(&mut self) -> Result<Value, GgufError> {
+    /// Reads the value of `key`.
+    pub(super) fn value(&mut self, key: &str) -> Result<Value, GgufError> {
         let kind = self.u32("a value's type")?;
-        self.value_of(kind)
+        match kind {
+            TEXT => Ok(Value::Text(self.string("a text")?)),
+            ARRAY => self.values(key),
+            _ => {
+                let bytes = self.take(self.width(key, kind)?, "a value")?;
+                Ok(Value::decode(kind, bytes))
+            }
+        }
     }
 
-    fn value_of(&mut self, kind: u32) -> Result<Value, GgufError> {
-        const WHAT: &str = "a metadata value";
-        Ok(match kind {
-            0 => Value::Unsigned(u8::from_le_bytes(self.array(WHAT)?).into()),
-            1 => Value::Signed(i8::from_le_bytes(self.array(WHAT)?).into()),
-            2 => Value::Unsigned(u16::from_le_bytes(self.array(WHAT)?).into()),
-            3 => Value::Signed(i16::from_le_bytes(self.array(WHAT)?).into()),
-            4 => Value::Unsigned(u32::from_le_bytes(self.array(WHAT)?).into()),
-            5 => Value::Signed(i32::from_le_bytes(self.array(WHAT)?).into()),
-            6 => Value::Float(f32::from_le_bytes(self.array(WHAT)?).into()),
-            7 => Value::Bool(self.array::<1>(WHAT)? != [0]),
-            8 => Value::Text(self.string(WHAT)?),
-            9 => Value::Array(self.values()?),
-            10 => Value::Unsigned(u64::from_le_bytes(self.array(WHAT)?)),
-            11 => Value::Signed(i64::from_le_bytes(self.array(WHAT)?)),
-            12 => Value::Float(f64::from_le_bytes(self.array(WHAT)?)),
-            kind => return Err(GgufError::ValueType { kind }),
-        })
-    }
-
-    fn values(&mut self) -> Result<Array, GgufError> {
+    /// Reads an array. The specification allows arrays of arrays; no model uses them, and they invite bottomless nesting.
+    fn values(&mut self, key: &str) -> Result<Value, GgufError> {
         let kind = self.u32("an array's type")?;
-        let least = match kind {
-            0 | 1 | 7 => 1,
-            2 | 3 => 2,
-            4..=6 => 4,
-            8 | 10..=12 => 8,
-            // The specification allows arrays of arrays; no model uses them, and they invite bottomless nesting.
-            kind => return Err(GgufError::ValueType { kind }),
-        };
-        let count = self.count(least, "an array")?;
-        Ok(match kind {
-            8 => Array::Texts(
-                (0..count)
-                    .map(|_| self.string("an array"))
-                    .collect::<Result<_, _>>()?,
-            ),
-            _ => Array::Numbers(
-                (0..count)
-                    .map(|_| self.value_of(kind))
-                    .collect::<Result<_, _>>()?,
-            ),
+        if kind == TEXT {
+            let count = self.count(size_of::<u64>(), "an array")?;
+            let texts = (0..count).map(|_| self.string("a text of an array"));
+            return Ok(Value::Texts(texts.collect::<Result<_, _>>()?));
+        }
+        let width = self.width(key, kind)?;
+        let count = self.count(width, "an array")?;
+        let bytes = self.take(count * width, "an array")?.to_vec();
+        Ok(Value::Numbers(Numbers::new(kind, width, bytes)))
+    }
+
+    fn width(&self, key: &str, kind: u32) -> Result<usize, GgufError> {
+        Numbers::width(kind).ok_or_else(|| GgufError::ValueType {
+            key: key.to_owned(),
+            kind,
         })
     }
 }
+
+/// `gguf_metadata_value_type` as the specification numbers it; the others are numbers.
+const TEXT: u32 = 8;
+const ARRAY: u32 = 9;

@@ -1,0 +1,128 @@
+//! A model divided over ranks against the same model on one.
+
+mod common;
+
+use common::{alone, assert_close, cpu, file, on_ranks, span};
+use shoal_fabric::solo;
+use shoal_kernels::{Dtype, Isa};
+use shoal_model::{Model, Shares, Span};
+use shoal_testkit::TinyConfig;
+
+/// Sums over ranks round differently from sums over columns. Measured: 2e-5.
+const SCALAR: f32 = 1e-4;
+/// Such a difference may round an input of a later product to another of 8 bits, and a tiny model averages over few.
+/// Measured: 2e-2.
+const QUANTISED: f32 = 4e-2;
+const PROMPT: [u32; 9] = [5, 300, 17, 2, 511, 0, 90, 91, 92];
+const SHARES: [&[u32]; 8] = [
+    &[1, 1],
+    &[1, 1, 1],
+    &[1, 1, 1, 1],
+    &[3, 1],
+    &[5, 1, 1, 2],
+    &[1, 8],
+    &[1, 1, 1, 1, 1, 1, 1, 1, 1],
+    &[1000, 1],
+];
+
+/// A prompt, then two sequences together, of which one goes on.
+fn steps() -> Vec<Vec<Span>> {
+    let first = Span {
+        wants_logits: false,
+        ..span(&PROMPT[..4], 0, 0)
+    };
+    vec![
+        vec![first],
+        vec![span(&PROMPT[4..], 4, 0), span(&PROMPT, 0, 8)],
+        vec![span(&[1], 9, 8), span(&[33], 9, 0)],
+    ]
+}
+
+fn check(config: &TinyConfig, isa: Isa, tolerance: f32) {
+    let file = file(config);
+    let want = alone(&file, isa, &steps());
+    assert_eq!(want.len(), 4);
+    for shares in SHARES.iter().filter(|shares| shares.len() <= config.heads) {
+        let ranks = on_ranks(&file, shares, isa, &steps());
+        for rank in &ranks {
+            assert_eq!(*rank, ranks[0], "{shares:?}: the same bits on every rank");
+        }
+        let what = format!("{isa}, shares {shares:?}, {config:?}");
+        assert_close(&ranks[0], &want, tolerance, &what);
+    }
+}
+
+#[test]
+fn nine_heads_over_three_kv_heads() {
+    for dtype in [Dtype::F32, Dtype::Q8_0, Dtype::Q4_1] {
+        let config = TinyConfig {
+            dtype,
+            ..TinyConfig::default()
+        };
+        check(&config, Isa::Scalar, SCALAR);
+        check(&config, Isa::detect(), QUANTISED);
+    }
+}
+
+/// Heads end within blocks: of 256 with heads of 64, and of 32 with heads of 16.
+#[test]
+fn slices_that_end_within_a_block() {
+    let large = TinyConfig::wide(Dtype::Q4K);
+    let small = TinyConfig {
+        heads: 6,
+        head_dim: 16,
+        dtype: Dtype::Q5_0,
+        ..TinyConfig::default()
+    };
+    for config in [large, small] {
+        check(&config, Isa::Scalar, SCALAR);
+        check(&config, Isa::detect(), QUANTISED);
+    }
+}
+
+#[test]
+fn a_head_of_its_own_is_split_too() {
+    let config = TinyConfig {
+        tied: false,
+        vocabulary: 301,
+        dtype: Dtype::F16,
+        ..TinyConfig::default()
+    };
+    let file = file(&config);
+    let prompt = vec![vec![span(&[5, 300, 17], 0, 0)]];
+    let want = alone(&file, Isa::Scalar, &prompt);
+    for rank in on_ranks(&file, &[2, 1, 1], Isa::Scalar, &prompt) {
+        assert_close(&rank, &want, SCALAR, "vocabulary of 301");
+    }
+}
+
+#[test]
+fn too_many_ranks_and_wrong_shares_are_refused() {
+    let file = file(&TinyConfig::default());
+    let refused = |shares: &str| {
+        let shares: Shares = shares.parse().expect("shares");
+        let cpu = cpu(Isa::Scalar);
+        let loaded = Model::load_root(
+            &file,
+            &shares,
+            common::CONFIG,
+            cpu,
+            &mut solo(),
+            &mut |_, _| {},
+        );
+        loaded.err().expect("refused").to_string()
+    };
+    assert_eq!(refused("1, 3"), "2 shares for 1 nodes; give one for each");
+    let error = shoal_model::SplitPlan::new(
+        &shoal_model::ModelSpec::from_gguf(&file).expect("a spec"),
+        &Shares::equal(10),
+    )
+    .expect_err("refused");
+    assert_eq!(
+        error.to_string(),
+        "10 nodes cannot share 9 attention heads; use at most 9 nodes"
+    );
+    for bad in ["", "0", "1,,2", "1,-1", "a"] {
+        assert!(bad.parse::<Shares>().is_err(), "{bad:?}");
+    }
+}
