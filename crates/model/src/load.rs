@@ -83,8 +83,9 @@ pub(crate) fn distribute(
             .map(|rank| plan.slice(weight, rank))
             .collect();
         let mut own = Vec::with_capacity(slices[0].bytes(weight));
-        for first in (0..weight.rows).step_by((PIECE_BYTES / stride).max(1)) {
-            let rows = first..weight.rows.min(first + (PIECE_BYTES / stride).max(1));
+        let rows_max = (PIECE_BYTES / stride).max(1);
+        for first in (0..weight.rows).step_by(rows_max) {
+            let rows = first..weight.rows.min(first + rows_max);
             let data = &file.data(tensor)[rows.start * stride..rows.end * stride];
             for (rank, slice) in slices.iter().enumerate() {
                 if rank == 0 {

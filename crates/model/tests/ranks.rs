@@ -2,10 +2,14 @@
 
 mod common;
 
+use std::thread;
+use std::time::Duration;
+
 use common::{alone, assert_close, cpu, file, on_ranks, span};
-use shoal_fabric::solo;
+use shoal_fabric::{Rank, in_process, solo};
 use shoal_kernels::{Dtype, Isa};
-use shoal_model::{Model, Shares, Span};
+use shoal_model::gguf::Gguf;
+use shoal_model::{Model, ModelError, Shares, Span};
 use shoal_testkit::TinyConfig;
 
 /// Sums over ranks round differently from sums over columns. Measured: 2e-5.
@@ -94,6 +98,33 @@ fn a_head_of_its_own_is_split_too() {
     for rank in on_ranks(&file, &[2, 1, 1], Isa::Scalar, &prompt) {
         assert_close(&rank, &want, SCALAR, "vocabulary of 301");
     }
+}
+
+#[test]
+fn a_file_on_disk_is_handed_out_like_one_in_memory() {
+    let config = TinyConfig::wide(Dtype::Q6K);
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("tiny.gguf");
+    shoal_testkit::write_to(&config, &path).expect("room for a tiny file");
+    let mapped = Gguf::open(&path).expect("a valid file");
+    let in_memory = on_ranks(&file(&config), &[2, 1], Isa::Scalar, &steps());
+    assert_eq!(on_ranks(&mapped, &[2, 1], Isa::Scalar, &steps()), in_memory);
+
+    let missing = Gguf::open(&folder.path().join("none.gguf"))
+        .err()
+        .expect("no file");
+    assert!(missing.to_string().starts_with("cannot open "), "{missing}");
+}
+
+#[test]
+fn a_member_refuses_what_is_no_model() {
+    let mut groups = in_process(2, Duration::from_secs(60));
+    let mut member = groups.pop().expect("two ranks");
+    let member = thread::spawn(move || Model::load_member(cpu(Isa::Scalar), &mut member).err());
+    let sent = groups[0].broadcast(Rank(0), &mut b"{}".to_vec());
+    sent.expect("a member that listens");
+    let error = member.join().expect("no panic").expect("refused");
+    assert!(matches!(error, ModelError::Handover(_)), "{error}");
 }
 
 #[test]
