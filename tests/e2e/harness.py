@@ -87,13 +87,16 @@ class Process:
             **options,
         )
         self.out, self.log = [], []
-        for stream, lines in ((self.popen.stdout, self.out), (self.popen.stderr, self.log)):
-            threading.Thread(target=self._read, args=(stream, lines), daemon=True).start()
+        pipes = ((self.popen.stdout, self.out), (self.popen.stderr, self.log))
+        self._readers = [threading.Thread(target=self._read, args=pipe, daemon=True) for pipe in pipes]
+        for reader in self._readers:
+            reader.start()
 
     @staticmethod
     def _read(stream, lines):
-        for line in stream:
-            lines.append(line.rstrip("\n"))
+        with stream:
+            for line in stream:
+                lines.append(line.rstrip("\n"))
 
     @property
     def pid(self):
@@ -120,7 +123,7 @@ class Process:
                 words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
             except OSError:
                 continue
-            if words[1:2] == ["rank"]:
+            if "rank" in words:
                 pids[int(words[words.index("--rank") + 1])] = pid
         return pids
 
@@ -153,6 +156,8 @@ class Process:
                 except ProcessLookupError:
                     pass
         self.popen.wait(10)
+        for reader in self._readers:
+            reader.join(10)
 
     def logs(self):
         return "\n".join(["--- stdout", *self.out, "--- stderr", *self.log[-60:]])
@@ -257,17 +262,18 @@ class Stream:
         body = {"model": MODEL, "prompt": "Once", "max_tokens": 3000, "ignore_eos": True, "stream": True, **options}
         line = ["curl", "-sS", "-N", "--max-time", "120", cell.url + "/v1/completions"]
         line += ["-H", "content-type: application/json", "-d", json.dumps(body)]
-        self.popen = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.popen = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
         self.events, self.ended_at = [], None
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         case.addCleanup(self.disconnect)
 
     def _read(self):
-        for line in self.popen.stdout:
-            if line.startswith("data: "):
-                payload = line.removeprefix("data: ").strip()
-                self.events.append(payload if payload == "[DONE]" else json.loads(payload))
+        with self.popen.stdout as lines:
+            for line in lines:
+                if line.startswith("data: "):
+                    payload = line.removeprefix("data: ").strip()
+                    self.events.append(payload if payload == "[DONE]" else json.loads(payload))
         self.ended_at = time.monotonic()
 
     def wait_events(self, count, timeout=30):

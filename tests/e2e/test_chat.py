@@ -39,18 +39,18 @@ class Answers(CellCase):
         reply = self.client.completions.create(**CAPITAL)
         self.assertTrue(reply.id.startswith("cmpl-"))
         self.assertEqual(reply.object, "text_completion")
-        self.assertEqual(reply.choices[0].text, " Paris.\n\nThe United States has a")
+        self.assertTrue(reply.choices[0].text.startswith(" Paris.\n\nThe"))
         self.assertEqual(reply.choices[0].finish_reason, "length")
 
     def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(self):
-        for stop in ("United", ["nothing of the kind", "United"]):
+        # The last one lies across four tokens.
+        for stop, text in (("The", " Paris.\n\n"), (["nothing of the kind", "The"], " Paris.\n\n"), ("s.\n\nT", " Pari")):
             choice = self.client.completions.create(**CAPITAL, stop=stop).choices[0]
-            self.assertEqual(choice.text, " Paris.\n\nThe ")
-            self.assertEqual(choice.finish_reason, "stop")
+            self.assertEqual((choice.text, choice.finish_reason), (text, "stop"))
 
     def test_a_stop_string_holds_in_a_stream(self):
-        chunks = self.client.completions.create(**CAPITAL, stop="United", stream=True)
-        self.assertEqual("".join(chunk.choices[0].text for chunk in chunks), " Paris.\n\nThe ")
+        chunks = self.client.completions.create(**CAPITAL, stop="s.\n\nT", stream=True)
+        self.assertEqual("".join(chunk.choices[0].text for chunk in chunks), " Pari")
 
     def test_a_seed_repeats_and_another_differs(self):
         def ask(seed):
@@ -125,7 +125,7 @@ class Streaming(CellCase):
         self.assertEqual(chunks[-1].choices, [])
         self.assertEqual(chunks[-1].usage.completion_tokens, 8)
         texts = [chunk.choices[0].text for chunk in chunks[:-1]]
-        self.assertEqual("".join(texts), " Paris.\n\nThe United States has a")
+        self.assertEqual("".join(texts), self.client.completions.create(**CAPITAL).choices[0].text)
 
     def test_a_client_that_goes_away_is_cancelled(self):
         stream = Stream(self, self.cell)

@@ -111,7 +111,7 @@ class LostFront(Case):
 
     def test_nothing_to_attach_to(self):
         home = temporary_folder(self)
-        self.assert_refused(shoal("serve", "--attach", "--port", free_port(), home=home), "attach")
+        self.assert_refused(shoal("serve", "--attach", "--port", free_port(), home=home), "no running cell")
 
 
 class Stop(Case):
