@@ -27,6 +27,9 @@ pub struct RankHealth {
     pub rank: u16,
     /// Where it runs.
     pub place: String,
+    /// Its process, if it is on the front's machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
     /// What it is doing, such as `ready` or `lost`.
     pub state: String,
 }

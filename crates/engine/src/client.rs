@@ -24,7 +24,7 @@ use desk::Desk;
 
 pub use crate::request::{Event, Failure, FinishReason, Request, Sampling, Timing};
 pub use crate::status::{
-    CellInfo, CellState, Counters, Loss, RankReport, RankState, RankStatus, Status,
+    CellInfo, CellState, Counters, Loss, Place, RankReport, RankState, RankStatus, Status,
 };
 pub use shoal_scheduler::Limits;
 pub use stream::TokenStream;
@@ -122,7 +122,7 @@ impl Client {
     }
 
     /// Notes where each rank runs, in words.
-    pub fn set_places(&self, places: Vec<String>) {
+    pub fn set_places(&self, places: Vec<Place>) {
         self.shared.lock().places = places;
     }
 

@@ -102,13 +102,22 @@ impl fmt::Display for RankState {
     }
 }
 
+/// Where a rank runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The machine, in words or as an address.
+    pub machine: String,
+    /// Its process, where the front can know it.
+    pub pid: Option<u32>,
+}
+
 /// A rank in a [`Status`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RankStatus {
     /// Which rank.
     pub rank: Rank,
-    /// Where it runs, in words; empty if nobody said.
-    pub place: String,
+    /// Where it runs; empty if nobody said.
+    pub place: Place,
     /// What it is doing.
     pub state: RankState,
 }

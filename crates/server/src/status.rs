@@ -67,7 +67,8 @@ pub(crate) async fn health(State(front): State<Front>) -> (StatusCode, Json<Heal
             .into_iter()
             .map(|rank| RankHealth {
                 rank: rank.rank.0,
-                place: rank.place,
+                place: rank.place.machine,
+                pid: rank.place.pid,
                 state: rank.state.to_string(),
             })
             .collect(),

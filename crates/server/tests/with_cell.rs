@@ -277,7 +277,9 @@ async fn completions_have_a_choice_for_each_prompt() {
     let last = chunks.pop().expect("a usage chunk");
     check(
         &redacted(last, "cmpl-").to_string(),
-        &expect![[r#"{"choices":[],"created":null,"id":"cmpl-","model":"org/tiny","object":"text_completion","performance":{"cached_tokens":2,"generation_tokens_per_second":"measured","prompt_tokens_per_second":10.0,"time_to_first_token_ms":"measured"},"usage":{"completion_tokens":3,"completion_tokens_details":{"reasoning_tokens":0},"prompt_tokens":3,"prompt_tokens_details":{"cached_tokens":2},"total_tokens":6}}"#]],
+        &expect![[
+            r#"{"choices":[],"created":null,"id":"cmpl-","model":"org/tiny","object":"text_completion","performance":{"cached_tokens":2,"generation_tokens_per_second":"measured","prompt_tokens_per_second":10.0,"time_to_first_token_ms":"measured"},"usage":{"completion_tokens":3,"completion_tokens_details":{"reasoning_tokens":0},"prompt_tokens":3,"prompt_tokens_details":{"cached_tokens":2},"total_tokens":6}}"#
+        ]],
     );
     let of = |index: u64| {
         chunks

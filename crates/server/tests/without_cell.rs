@@ -156,12 +156,15 @@ async fn requests_before_the_cell_is_ready_are_told_to_come_back() {
         assert_eq!(reply.header("retry-after"), Some("2"));
         told += &format!("{}\n", reply.error());
     }
-    check(&told, &expect![[r#"
+    check(
+        &told,
+        &expect![[r#"
         503 "server_error" null "not_ready" "the cell is not ready: its ranks are starting"
         503 "server_error" null "not_ready" "the cell is not ready: its ranks are starting"
         503 "server_error" null "not_ready" "the cell is not ready: its ranks are starting"
         503 "server_error" null "not_ready" "the cell is not ready: its ranks are starting"
-    "#]]);
+    "#]],
+    );
 }
 
 #[tokio::test]

@@ -1,2 +1,57 @@
-//! The `shoal` command.
-fn main() {}
+//! The `shoal` command: one subcommand a module under [`commands`], one place for flags ([`cli`]), one for logs.
+//!
+//! This is the only crate that reads the environment and the only one that ends the process. Errors come out as one
+//! line on standard error; standard output carries only what was asked for.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod commands;
+mod logs;
+mod model_file;
+mod progress;
+mod settings;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    if let Err(error) = logs::start(&cli.logs, cli.command.default_log()) {
+        eprintln!("error: {}", one_line(&error));
+        return ExitCode::from(2);
+    }
+    match commands::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Puts an error and its causes on one line, without the causes that a message already quotes.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    #[test]
+    fn quoted_causes_are_not_repeated() {
+        let error = anyhow!("no such file")
+            .context("cannot read a: no such file")
+            .context("b");
+        assert_eq!(super::one_line(&error), "b: cannot read a: no such file");
+    }
+}

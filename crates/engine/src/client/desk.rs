@@ -8,7 +8,7 @@ use super::journal::{Journal, Surplus};
 use super::{SubmitError, state_of};
 use crate::request::{Event, Failure, Request};
 use crate::status::{
-    CellInfo, CellState, Counters, Loss, RankReport, RankState, RankStatus, Status,
+    CellInfo, CellState, Counters, Loss, Place, RankReport, RankState, RankStatus, Status,
 };
 use crate::wire::{Command, Notice, Phase};
 
@@ -17,7 +17,7 @@ pub(super) struct Desk {
     pub(super) state: CellState,
     /// What the cell offers; kept after a loss, for its limits.
     pub(super) info: Option<CellInfo>,
-    pub(super) places: Vec<String>,
+    pub(super) places: Vec<Place>,
     /// How many times the ranks have reported, and what they said last.
     pub(super) reports: (u64, Vec<RankReport>),
     attachment: Option<Attachment>,

@@ -6,7 +6,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use shoal_engine::client::{CellInfo, Client, Event, FinishReason, Limits, Request, Timing};
+use shoal_engine::client::{CellInfo, Client, Event, FinishReason, Limits, Place, Request, Timing};
 use shoal_engine::wire::{self, Command, Greeting, Notice, Phase};
 use tempfile::TempDir;
 use tokio::sync::Mutex;
@@ -56,7 +56,7 @@ impl Cell {
         client
             .attach(&path, Instant::now() + PATIENCE)
             .expect("the cell greets");
-        client.set_places(vec!["here".into(), "there".into()]);
+        client.set_places(["here", "there"].map(place).into());
         Self {
             client,
             commands: Mutex::new(commands),
@@ -189,3 +189,10 @@ fn greeting(running_max: usize, waiting_max: usize) -> Notice {
 }
 
 const PATIENCE: Duration = Duration::from_secs(30);
+
+fn place(machine: &str) -> Place {
+    Place {
+        machine: machine.to_owned(),
+        pid: None,
+    }
+}

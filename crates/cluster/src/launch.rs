@@ -1,0 +1,208 @@
+//! Starting one rank as a process of its own.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Everything a rank process needs to know; written to its standard input as one line of JSON.
+///
+/// There is deliberately no `Debug`: the key must not reach a log.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RankLaunch {
+    /// Cell that the rank belongs to, shown in logs and process lists.
+    pub cell: String,
+    /// Its place in the group.
+    pub rank: u16,
+    /// Number of ranks.
+    pub world: u16,
+    /// Shared secret of this formation of the cell, 64 hexadecimal digits.
+    pub key_hex: String,
+    /// Compute threads; `None` takes every core.
+    pub threads: Option<usize>,
+    /// Instruction set to force, as `SHOAL_ISA` would; `None` picks the best.
+    pub isa: Option<String>,
+    /// First core to pin threads to; `None` leaves placement to the operating system.
+    pub first_core: Option<usize>,
+    /// Longest silence of a peer within a step.
+    pub step_timeout_ms: u64,
+    /// Longest wait for all ranks to arrive.
+    pub join_timeout_ms: u64,
+    /// What sets rank 0 apart from the others.
+    pub role: RoleLaunch,
+}
+
+/// The part of a [`RankLaunch`] that differs between rank 0 and the others.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum RoleLaunch {
+    /// Rank 0: reads the model, schedules, samples, and talks to the front.
+    Root {
+        /// GGUF file.
+        model: PathBuf,
+        /// Name under which the model is served.
+        model_name: String,
+        /// Unix socket on which the front is awaited.
+        socket: PathBuf,
+        /// Address on which the other ranks are awaited; port 0 picks one.
+        listen: SocketAddr,
+        /// Weight of each rank in the split.
+        shares: Vec<u32>,
+        /// Longest sequence in tokens.
+        context: u32,
+        /// Requests computed at once.
+        running_max: usize,
+        /// Requests waiting at most.
+        waiting_max: usize,
+        /// Tokens in a step at most.
+        batch_tokens_max: usize,
+        /// How long the cell outlives its front.
+        orphan_timeout_ms: u64,
+    },
+    /// Any other rank: everything else arrives over the fabric.
+    Member {
+        /// Where rank 0 waits.
+        rendezvous: SocketAddr,
+    },
+}
+
+/// The binary that runs ranks, and the flags that every rank gets (logging).
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// Path of the binary, usually the running one.
+    pub path: PathBuf,
+    /// Flags placed before the `rank` subcommand.
+    pub flags: Vec<String>,
+}
+
+/// A rank could not be started. The machine's owner can fix it.
+#[derive(Debug, Error)]
+pub enum LaunchError {
+    /// The operating system refused to start the process.
+    #[error("cannot start {program}: {source}")]
+    Spawn {
+        /// Binary that was to run.
+        program: String,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+}
+
+/// A rank running on this machine. Dropping it kills the process.
+pub(crate) struct RankProcess {
+    pid: u32,
+    exit: Arc<Exit>,
+}
+
+struct Exit {
+    status: Mutex<Option<ExitStatus>>,
+    changed: Condvar,
+}
+
+impl RankProcess {
+    pub(crate) fn spawn(program: &Program, launch: &RankLaunch) -> Result<Self, LaunchError> {
+        let failed = |source| LaunchError::Spawn {
+            program: program.path.display().to_string(),
+            source,
+        };
+        let mut child = Command::new(&program.path)
+            .args(&program.flags)
+            .args(["rank", "--cell", &launch.cell])
+            .args(["--rank", &launch.rank.to_string()])
+            .args(["--world", &launch.world.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            // A group of its own: Ctrl-C at the terminal reaches the front alone, which then ends the cell in order.
+            .process_group(0)
+            .spawn()
+            .map_err(failed)?;
+        let pid = child.id();
+        let line = serde_json::to_string(launch).expect("a launch is plain data");
+        let mut stdin = child.stdin.take().expect("stdin was piped above");
+        // A child that died at once shows in its exit status, which says more than this write's error.
+        let _ = writeln!(stdin, "{line}");
+        drop(stdin);
+
+        let exit = Arc::new(Exit {
+            status: Mutex::new(None),
+            changed: Condvar::new(),
+        });
+        let waiter = Arc::clone(&exit);
+        std::thread::Builder::new()
+            .name(format!("wait-rank-{}", launch.rank))
+            .spawn(move || {
+                let status = child.wait().ok();
+                *waiter.status.lock().expect("no panic under this lock") = status;
+                waiter.changed.notify_all();
+            })
+            .map_err(failed)?;
+        Ok(Self { pid, exit })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// How the process ended, in words, or `None` while it runs.
+    pub(crate) fn ended(&self) -> Option<String> {
+        let status = *self.exit.status.lock().expect("no panic under this lock");
+        status.map(describe)
+    }
+
+    /// Waits until the process has ended or the deadline passes; says whether it ended.
+    pub(crate) fn wait_until(&self, deadline: Instant) -> bool {
+        let mut status = self.exit.status.lock().expect("no panic under this lock");
+        while status.is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            status = self
+                .exit
+                .changed
+                .wait_timeout(status, left)
+                .expect("no panic under this lock")
+                .0;
+        }
+        true
+    }
+
+    /// Kills the process and waits, briefly, until it is gone.
+    pub(crate) fn kill(&self) {
+        let status = self.exit.status.lock().expect("no panic under this lock");
+        // The pid stays ours until the waiter has reaped it, and it stores the status right after.
+        if status.is_none()
+            && let Some(pid) = rustix::process::Pid::from_raw(self.pid as i32)
+        {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        drop(status);
+        self.wait_until(Instant::now() + KILL_WAIT);
+    }
+}
+
+impl Drop for RankProcess {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(0), _) => "it exited".to_owned(),
+        (Some(code), _) => format!("it exited with status {code}"),
+        (None, Some(signal)) => format!("it was killed by signal {signal}"),
+        (None, None) => "it ended".to_owned(),
+    }
+}
+
+/// A killed process is gone within milliseconds unless the kernel itself is stuck.
+const KILL_WAIT: Duration = Duration::from_secs(2);

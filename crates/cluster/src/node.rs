@@ -1,0 +1,241 @@
+//! The node: lends this machine to one cell at a time.
+//!
+//! It listens, lets in whoever proves knowledge of the token, and starts a rank when told to. It needs no model and no
+//! configuration of one: those arrive over the fabric. When the front goes away the rank is left alone, since rank 0
+//! may outlive the front and be found again by the next one; the rank ends by itself when its group does.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use shoal_fabric::channel::{Channel, Sender};
+use shoal_fabric::{FabricError, Key};
+use thiserror::Error;
+use tracing::{info, warn};
+
+use crate::control::{Order, Report, Spawn, decode, encode, formation_key};
+use crate::launch::{Program, RankLaunch, RankProcess, RoleLaunch};
+
+/// A node, listening.
+pub struct Node {
+    listener: TcpListener,
+    shared: Arc<Shared>,
+}
+
+/// What a node lends.
+pub struct NodeConfig {
+    /// Address to listen on; port 0 picks one.
+    pub listen: SocketAddr,
+    /// Secret that a front must know.
+    pub token: Key,
+    /// Compute threads for the rank; `None` lends every core.
+    pub threads: Option<usize>,
+    /// Instruction set to force.
+    pub isa: Option<String>,
+    /// Binary that runs the rank.
+    pub program: Program,
+}
+
+/// The node cannot listen.
+#[derive(Debug, Error)]
+#[error("cannot listen on {address}: {source}; choose another address with --listen")]
+pub struct NodeError {
+    address: SocketAddr,
+    source: std::io::Error,
+}
+
+struct Shared {
+    config: NodeConfig,
+    running: Mutex<Option<Running>>,
+    connections: AtomicUsize,
+}
+
+/// The one rank of this node.
+struct Running {
+    cell: String,
+    process: Arc<RankProcess>,
+}
+
+impl Node {
+    /// Binds the node's address.
+    ///
+    /// # Errors
+    /// [`NodeError`] when the address is taken or not this machine's.
+    pub fn bind(config: NodeConfig) -> Result<Self, NodeError> {
+        let listener = TcpListener::bind(config.listen).map_err(|source| NodeError {
+            address: config.listen,
+            source,
+        })?;
+        Ok(Self {
+            listener,
+            shared: Arc::new(Shared {
+                config,
+                running: Mutex::new(None),
+                connections: AtomicUsize::new(0),
+            }),
+        })
+    }
+
+    /// Returns the address that fronts connect to.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Returns a handle that ends the node's rank.
+    #[must_use]
+    pub fn stopper(&self) -> Stopper {
+        Stopper(Arc::clone(&self.shared))
+    }
+
+    /// Serves fronts for as long as the process lives.
+    pub fn serve(self) {
+        for stream in self.listener.incoming() {
+            match stream {
+                Ok(stream) => self.admit(stream),
+                // Out of descriptors, most likely: leave the others time to finish.
+                Err(error) => {
+                    warn!(%error, "cannot accept a connection");
+                    thread::sleep(ACCEPT_PAUSE);
+                }
+            }
+        }
+    }
+
+    fn admit(&self, stream: TcpStream) {
+        let shared = Arc::clone(&self.shared);
+        if shared.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
+            shared.connections.fetch_sub(1, Ordering::Relaxed);
+            warn!("connection refused: too many are open");
+            return;
+        }
+        thread::spawn(move || {
+            let peer = stream
+                .peer_addr()
+                .map_or_else(|_| "unknown".to_owned(), |peer| peer.to_string());
+            if let Err(error) = converse(&shared, stream) {
+                match error {
+                    FabricError::WrongToken { .. } => warn!(%peer, "front refused: wrong token"),
+                    error => info!(%peer, reason = %error, "front left"),
+                }
+            }
+            shared.connections.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+}
+
+/// Ends the rank of a [`Node`], from any thread.
+#[derive(Clone)]
+pub struct Stopper(Arc<Shared>);
+
+impl Stopper {
+    /// Kills the rank, if one runs.
+    pub fn stop(&self) {
+        self.0.end(None);
+    }
+}
+
+impl Shared {
+    /// Kills the running rank, if it is of this cell (of any, for `None`).
+    fn end(&self, cell: Option<&str>) {
+        let mut running = self.running.lock().expect("no panic under this lock");
+        if running
+            .as_ref()
+            .is_some_and(|rank| cell.is_none_or(|cell| rank.cell == cell))
+            && let Some(rank) = running.take()
+        {
+            rank.process.kill();
+            info!(cell = rank.cell, "rank ended");
+        }
+    }
+
+    fn spawn(&self, order: &Spawn, front: SocketAddr) -> Result<Arc<RankProcess>, String> {
+        self.end(None);
+        let launch = RankLaunch {
+            cell: order.cell.clone(),
+            rank: order.rank,
+            world: order.world,
+            key_hex: hex::encode(
+                formation_key(&self.config.token, &order.cell, &order.nonce_hex).as_bytes(),
+            ),
+            threads: self.config.threads,
+            isa: self.config.isa.clone(),
+            first_core: None,
+            step_timeout_ms: order.step_timeout_ms,
+            join_timeout_ms: order.join_timeout_ms,
+            role: RoleLaunch::Member {
+                rendezvous: SocketAddr::new(front.ip(), order.rendezvous_port),
+            },
+        };
+        let process =
+            RankProcess::spawn(&self.config.program, &launch).map_err(|error| error.to_string())?;
+        let process = Arc::new(process);
+        info!(
+            cell = order.cell,
+            rank = order.rank,
+            world = order.world,
+            pid = process.pid(),
+            "rank started"
+        );
+        *self.running.lock().expect("no panic under this lock") = Some(Running {
+            cell: order.cell.clone(),
+            process: Arc::clone(&process),
+        });
+        Ok(process)
+    }
+}
+
+/// Serves one front until it leaves.
+fn converse(shared: &Shared, stream: TcpStream) -> Result<(), FabricError> {
+    let channel = Channel::accept(
+        stream,
+        &shared.config.token,
+        Instant::now() + HANDSHAKE_WAIT,
+    )?;
+    let front = channel.peer_addr();
+    info!(%front, "front connected");
+    let (sender, mut receiver) = channel.split();
+    let sender = Arc::new(Mutex::new(sender));
+    loop {
+        match decode(&receiver.recv(Some(Instant::now() + FRONT_SILENCE_MAX))?)? {
+            Order::Ping => {}
+            Order::End { cell } => shared.end(Some(&cell)),
+            Order::Spawn(order) => match shared.spawn(&order, front) {
+                Ok(process) => {
+                    report(&sender, &Report::Spawned { pid: process.pid() })?;
+                    report_end(&sender, &process);
+                }
+                Err(reason) => report(&sender, &Report::Ended { reason })?,
+            },
+        }
+    }
+}
+
+/// Tells the front, if it is still there, when and how the rank ended.
+fn report_end(sender: &Arc<Mutex<Sender>>, process: &Arc<RankProcess>) {
+    let sender = Arc::clone(sender);
+    let process = Arc::clone(process);
+    thread::spawn(move || {
+        while !process.wait_until(Instant::now() + Duration::from_secs(60)) {}
+        let reason = process.ended().unwrap_or_default();
+        let _ = report(&sender, &Report::Ended { reason });
+    });
+}
+
+fn report(sender: &Mutex<Sender>, report: &Report) -> Result<(), FabricError> {
+    sender
+        .lock()
+        .expect("no panic under this lock")
+        .send(&encode(report))
+}
+
+/// More than a few fronts at once means a mistake or an attack.
+const CONNECTIONS_MAX: usize = 16;
+const HANDSHAKE_WAIT: Duration = Duration::from_secs(5);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// A front pings every [`crate::supervisor::PING_EVERY`]; one that is silent this long is gone.
+const FRONT_SILENCE_MAX: Duration = Duration::from_secs(15);

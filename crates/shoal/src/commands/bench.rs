@@ -1,0 +1,240 @@
+//! `shoal bench`: how fast a cell prefills and decodes, how long it loads, how much memory each rank takes.
+//!
+//! A run is one request of random tokens, generated greedily and without a stop token, so that every run does the same
+//! work. Prefill is timed from the request to its first token, decode from the first token to the last.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use shoal_cluster::{Cell, Placement};
+use shoal_engine::client::{CellInfo, Client, Event, RankReport, Request, Sampling};
+
+use super::{cell, model, runtime};
+use crate::cli::{BenchArgs, LogArgs};
+use crate::model_file::ModelFile;
+use crate::progress::megabytes;
+use crate::settings::Home;
+
+pub(crate) fn bench(args: &BenchArgs, logs: &LogArgs) -> Result<()> {
+    let home = Home::locate()?;
+    let model = model::resolve(&home, &args.model)?;
+    let placement = Placement::Local { nodes: args.nodes };
+    let file = ModelFile::open(&model.path)?;
+    let config = cell::config(&model, &file, placement, &args.cell)?;
+    runtime()?.block_on(async {
+        let started = Instant::now();
+        let cell = Cell::start(config, cell::program(logs, "warn")?, &home.run_root())?;
+        let client = cell.client().clone();
+        cell::with_cell(cell, true, async |info| {
+            let load_seconds = started.elapsed().as_secs_f64();
+            let outcome = measure(&client, &info, args, model.name, load_seconds).await?;
+            outcome.print(args.json)
+        })
+        .await
+    })
+}
+
+/// What one bench measured. Its JSON form is a contract.
+#[derive(Serialize)]
+struct Outcome {
+    model: String,
+    nodes: u16,
+    threads: u32,
+    isa: String,
+    prompt_tokens: u32,
+    gen_tokens: u32,
+    runs: u32,
+    load_seconds: f64,
+    prefill_tokens_per_second: Spread,
+    decode_tokens_per_second: Spread,
+    time_to_first_token_ms: Spread,
+    ranks: Vec<RankMemory>,
+}
+
+#[derive(Serialize)]
+struct Spread {
+    median: f64,
+    min: f64,
+    max: f64,
+}
+
+#[derive(Serialize)]
+struct RankMemory {
+    rank: u16,
+    peak_memory_bytes: u64,
+    weight_bytes: u64,
+    kv_bytes: u64,
+    split: String,
+}
+
+async fn measure(
+    client: &Client,
+    info: &CellInfo,
+    args: &BenchArgs,
+    model: String,
+    load_seconds: f64,
+) -> Result<Outcome> {
+    if args.prompt_tokens + args.gen_tokens > info.context {
+        bail!(
+            "{} prompt and {} generated tokens do not fit the context of {}; raise --ctx or ask for fewer",
+            args.prompt_tokens,
+            args.gen_tokens,
+            info.context
+        );
+    }
+    let mut runs = Vec::new();
+    for run in 0..=args.runs {
+        let timing = one_run(client, info, args, run).await?;
+        // The first run touches every page for the first time.
+        if run > 0 {
+            runs.push(timing);
+        }
+    }
+    let client = client.clone();
+    let ranks = tokio::task::spawn_blocking(move || client.inspect()).await??;
+    let first = ranks.first().context("no rank reported")?;
+    Ok(Outcome {
+        model,
+        nodes: args.nodes,
+        threads: first.threads as u32,
+        isa: first.isa.to_string(),
+        prompt_tokens: args.prompt_tokens,
+        gen_tokens: args.gen_tokens,
+        runs: args.runs,
+        load_seconds,
+        prefill_tokens_per_second: Spread::of(
+            runs.iter()
+                .map(|run| f64::from(args.prompt_tokens) / run.first_token_seconds),
+        ),
+        decode_tokens_per_second: Spread::of(
+            runs.iter()
+                .map(|run| f64::from(args.gen_tokens - 1) / run.rest_seconds),
+        ),
+        time_to_first_token_ms: Spread::of(runs.iter().map(|run| run.first_token_seconds * 1e3)),
+        ranks: ranks.into_iter().map(RankMemory::from).collect(),
+    })
+}
+
+struct RunTime {
+    first_token_seconds: f64,
+    rest_seconds: f64,
+}
+
+async fn one_run(client: &Client, info: &CellInfo, args: &BenchArgs, run: u32) -> Result<RunTime> {
+    // A fixed multiplicative sequence: random enough to touch the whole vocabulary, the same on every machine, and
+    // different each run so that no cache of prompts can answer.
+    let prompt = (0..args.prompt_tokens)
+        .map(|i| {
+            let mixed =
+                u64::from(i + 1 + run * args.prompt_tokens).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            (mixed >> 33) as u32 % info.vocabulary as u32
+        })
+        .collect();
+    let started = Instant::now();
+    let mut stream = client.submit(Request {
+        prompt,
+        sampling: Sampling::greedy(),
+        max_tokens: args.gen_tokens,
+        stop_tokens: Vec::new(),
+    })?;
+    let mut first = None;
+    loop {
+        match stream.next().await.context("the cell closed the stream")? {
+            Event::Token(_) => {
+                first.get_or_insert_with(|| started.elapsed());
+            }
+            Event::Finished { .. } => break,
+            Event::Failed(failure) => bail!("the run failed: {failure}"),
+        }
+    }
+    let first_token_seconds = first.context("no token came")?.as_secs_f64();
+    Ok(RunTime {
+        first_token_seconds,
+        rest_seconds: started.elapsed().as_secs_f64() - first_token_seconds,
+    })
+}
+
+impl Outcome {
+    #[expect(clippy::print_stdout, reason = "the figures are this command's output")]
+    fn print(&self, json: bool) -> Result<()> {
+        if json {
+            println!("{}", serde_json::to_string(self)?);
+            return Ok(());
+        }
+        println!(
+            "{}  nodes {}  threads {} each  {}  load {:.2} s",
+            self.model, self.nodes, self.threads, self.isa, self.load_seconds
+        );
+        let rows = [
+            (
+                format!("prefill {}", self.prompt_tokens),
+                &self.prefill_tokens_per_second,
+                "tokens/s",
+            ),
+            (
+                format!("decode {}", self.gen_tokens),
+                &self.decode_tokens_per_second,
+                "tokens/s",
+            ),
+            ("first token".to_owned(), &self.time_to_first_token_ms, "ms"),
+        ];
+        println!("{:<14} {:>10} {:>10} {:>10}", "", "median", "min", "max");
+        for (name, spread, unit) in rows {
+            println!(
+                "{name:<14} {:>10.1} {:>10.1} {:>10.1}  {unit}",
+                spread.median, spread.min, spread.max
+            );
+        }
+        for rank in &self.ranks {
+            println!(
+                "rank {}  peak {}  weights {}  {}",
+                rank.rank,
+                megabytes(rank.peak_memory_bytes),
+                megabytes(rank.weight_bytes),
+                rank.split
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Spread {
+    fn of(values: impl Iterator<Item = f64>) -> Self {
+        let mut values: Vec<f64> = values.collect();
+        values.sort_by(f64::total_cmp);
+        let (min, max) = (values[0], values[values.len() - 1]);
+        let middle = values.len() / 2;
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            f64::midpoint(values[middle - 1], values[middle])
+        };
+        Self { median, min, max }
+    }
+}
+
+impl From<RankReport> for RankMemory {
+    fn from(report: RankReport) -> Self {
+        Self {
+            rank: report.rank.0,
+            peak_memory_bytes: report.peak_memory_bytes,
+            weight_bytes: report.weight_bytes,
+            kv_bytes: report.kv_bytes,
+            split: report.split,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Spread;
+
+    #[test]
+    fn spread_of_odd_and_even_counts() {
+        let odd = Spread::of([3.0, 1.0, 2.0].into_iter());
+        assert_eq!((odd.min, odd.median, odd.max), (1.0, 2.0, 3.0));
+        let even = Spread::of([4.0, 1.0, 2.0, 3.0].into_iter());
+        assert_eq!(even.median, 2.5);
+    }
+}

@@ -1,0 +1,133 @@
+//! Forming a cell from flags, with progress, and ending it when a signal comes.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use shoal_cluster::{Cell, CellConfig, Placement, Program};
+use shoal_engine::client::{CellInfo, CellState, Client};
+use shoal_server::GeneratorConfig;
+
+use super::model::Resolved;
+use crate::cli::{CellArgs, LogArgs};
+use crate::model_file::ModelFile;
+use crate::{logs, progress};
+
+/// Puts the flags of a command into the cluster's words.
+pub(crate) fn config(
+    model: &Resolved,
+    file: &ModelFile,
+    placement: Placement,
+    args: &CellArgs,
+) -> Result<CellConfig> {
+    let world = placement.world();
+    if !args.share.is_empty() && args.share.len() != usize::from(world) {
+        bail!(
+            "--share has {} weights for {world} nodes; give one for each node",
+            args.share.len()
+        );
+    }
+    Ok(CellConfig {
+        // A restarted front may run in another folder.
+        model: std::path::absolute(&model.path)?,
+        model_name: model.name.clone(),
+        placement,
+        shares: args.share.clone(),
+        threads: args.threads.map(usize::from),
+        isa: args.isa.clone(),
+        context: file.context(args.ctx)?,
+        running_max: args.batch.into(),
+        waiting_max: args.queue.into(),
+        batch_tokens_max: BATCH_TOKENS_MAX,
+        orphan_timeout_ms: u64::from(args.orphan_timeout) * 1000,
+        step_timeout_ms: u64::from(args.step_timeout) * 1000,
+        join_timeout_ms: JOIN_TIMEOUT_MS,
+    })
+}
+
+/// What text needs to know of a cell.
+pub(crate) fn generator_config(config: &CellConfig) -> GeneratorConfig {
+    GeneratorConfig {
+        model_name: config.model_name.clone(),
+        context: config.context,
+    }
+}
+
+/// The running binary, which is also what ranks run.
+pub(crate) fn program(args: &LogArgs, default_log: &str) -> Result<Program> {
+    Ok(Program {
+        path: std::env::current_exe().context("finding the path of the running binary")?,
+        flags: logs::flags(args, default_log),
+    })
+}
+
+/// Waits until the cell has formed, showing how the load goes.
+pub(crate) async fn ready(cell: &Cell) -> Result<CellInfo> {
+    let formed = cell.formed();
+    let bar = progress::bytes_bar("loading");
+    let outcome = loop {
+        tokio::select! {
+            outcome = formed.recv() => break outcome,
+            () = tokio::time::sleep(PROGRESS_EVERY) => show(&bar, cell.client()),
+        }
+    };
+    bar.finish_and_clear();
+    Ok(outcome.context("the cell's supervisor ended early")??)
+}
+
+/// Completes when the process is told to end: Ctrl-C, SIGTERM, or the terminal going away.
+pub(crate) async fn stop_signal() -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    Ok(())
+}
+
+/// Runs `work` over a cell once it is ready, and ends the cell whatever happens.
+///
+/// A signal ends the work; when `interruptible` is false, only until the cell is ready.
+pub(crate) async fn with_cell<T>(
+    cell: Cell,
+    interruptible: bool,
+    work: impl AsyncFnOnce(CellInfo) -> Result<T>,
+) -> Result<T> {
+    let outcome = async {
+        let info = or_signal(ready(&cell)).await?;
+        if interruptible {
+            or_signal(work(info)).await
+        } else {
+            work(info).await
+        }
+    }
+    .await;
+    tokio::task::spawn_blocking(move || cell.stop()).await?;
+    outcome
+}
+
+async fn or_signal<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::select! {
+        outcome = work => outcome,
+        signal = stop_signal() => signal.and_then(|()| bail!("interrupted")),
+    }
+}
+
+fn show(bar: &indicatif::ProgressBar, client: &Client) {
+    if let CellState::Loading {
+        done_bytes,
+        total_bytes,
+    } = client.status().state
+    {
+        bar.set_length(total_bytes);
+        bar.set_position(done_bytes);
+    }
+}
+
+/// Enough for prefill to be bound by arithmetic, small enough that a decode never waits long behind it.
+const BATCH_TOKENS_MAX: usize = 256;
+const JOIN_TIMEOUT_MS: u64 = 30_000;
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);

@@ -1,0 +1,135 @@
+//! The interactive chat of `shoal run`: streaming, history, and a few commands.
+
+use std::io::Write;
+
+use anyhow::Result;
+use rustyline::DefaultEditor;
+use rustyline::error::ReadlineError;
+use shoal_api::Options;
+use shoal_api::chat::{Message, Role};
+use shoal_server::{Finished, Generator, TextEvent};
+
+/// Chats until `/quit` or the end of input.
+pub(crate) async fn chat(generator: &Generator, options: &Options) -> Result<()> {
+    eprintln!(
+        "{} is listening; /help lists the commands",
+        generator.model_name()
+    );
+    let mut editor = DefaultEditor::new()?;
+    let mut history: Vec<Message> = Vec::new();
+    let mut last: Option<Finished> = None;
+    loop {
+        // The editor owns the terminal while it waits, off the async threads; it comes back with the line.
+        let (returned, line) = tokio::task::spawn_blocking(move || {
+            let line = editor.readline("> ");
+            (editor, line)
+        })
+        .await?;
+        editor = returned;
+        let line = match line {
+            Ok(line) => line,
+            Err(ReadlineError::Interrupted) => {
+                eprintln!("/quit or Ctrl-D to leave");
+                continue;
+            }
+            Err(ReadlineError::Eof) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        match line.trim() {
+            "" => {}
+            "/quit" | "/exit" => return Ok(()),
+            "/help" => eprintln!("{HELP}"),
+            "/clear" => {
+                history.clear();
+                last = None;
+                eprintln!("the conversation starts anew");
+            }
+            "/stats" => stats(last.as_ref(), history.len(), generator.context()),
+            unknown if unknown.starts_with('/') => {
+                eprintln!("{unknown} is not a command; /help lists them");
+            }
+            said => {
+                let _ = editor.add_history_entry(said);
+                history.push(Message::new(Role::User, said));
+                match answer(generator, &history, options).await {
+                    Ok((text, finished)) => {
+                        history.push(Message::new(Role::Assistant, text));
+                        last = finished.or(last);
+                    }
+                    Err(error) => {
+                        // The question is taken back, so that it can be asked again.
+                        history.pop();
+                        eprintln!("{error:#}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Streams one reply to standard output. Ctrl-C ends the reply, not the chat.
+#[expect(clippy::print_stdout, reason = "the reply is this command's output")]
+async fn answer(
+    generator: &Generator,
+    history: &[Message],
+    options: &Options,
+) -> Result<(String, Option<Finished>)> {
+    let mut stream = generator.chat(history.to_vec(), options.clone()).await?;
+    let mut reply = String::new();
+    loop {
+        let event = tokio::select! {
+            event = stream.next() => event,
+            signal = tokio::signal::ctrl_c() => {
+                signal?;
+                println!();
+                return Ok((reply, None));
+            }
+        };
+        match event {
+            Some(TextEvent::Piece { text, .. }) => {
+                print!("{text}");
+                std::io::stdout().flush()?;
+                reply.push_str(&text);
+            }
+            Some(TextEvent::Done(finished)) => {
+                println!();
+                return Ok((reply, Some(finished)));
+            }
+            Some(TextEvent::Failed(error)) => return Err(error.into()),
+            None => return Ok((reply, None)),
+        }
+    }
+}
+
+fn stats(last: Option<&Finished>, messages: usize, context: u32) {
+    let Some(Finished {
+        usage, performance, ..
+    }) = last
+    else {
+        eprintln!("nothing was said yet; the context holds {context} tokens");
+        return;
+    };
+    eprintln!(
+        "{messages} messages, {} of {context} tokens; last reply: {} tokens, {}, {}, first token {}",
+        usage.total_tokens,
+        usage.completion_tokens,
+        rate("prompt", performance.prompt_tokens_per_second),
+        rate("generation", performance.generation_tokens_per_second),
+        performance
+            .time_to_first_token_ms
+            .map_or_else(|| "unknown".to_owned(), |ms| format!("after {ms:.0} ms")),
+    );
+}
+
+fn rate(what: &str, tokens_per_second: Option<f64>) -> String {
+    tokens_per_second.map_or_else(
+        || format!("{what} too short to time"),
+        |rate| format!("{what} {rate:.1} tokens/s"),
+    )
+}
+
+const HELP: &str = "\
+/clear  forget the conversation
+/stats  length of the conversation and speed of the last reply
+/quit   leave (Ctrl-D too); Ctrl-C cuts a reply short
+/help   this list";

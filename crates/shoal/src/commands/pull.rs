@@ -1,0 +1,23 @@
+//! `shoal pull`: fetch a model into the store.
+
+use anyhow::Result;
+use shoal_cluster::store::ModelRef;
+
+use super::model;
+use crate::cli::PullArgs;
+use crate::settings::Home;
+
+pub(crate) fn pull(args: &PullArgs) -> Result<()> {
+    let home = Home::locate()?;
+    let reference: ModelRef = args.model.parse()?;
+    if let Some(stored) = home.store()?.resolve(&reference)? {
+        eprintln!("{} is already here: {}", stored.name, stored.path.display());
+        return Ok(());
+    }
+    let stored = model::fetch(&home, &reference)?;
+    eprintln!(
+        "next: shoal run --model {} \"Name three primary colors.\"",
+        stored.name
+    );
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! `shoal rank`: one rank, configured by its parent over standard input.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use shoal_cluster::{RankLaunch, RoleLaunch};
+use shoal_engine::{EngineLimits, RankConfig, Role, run_rank};
+use shoal_fabric::{Key, Rank};
+use shoal_kernels::Isa;
+use shoal_model::Shares;
+use tracing::info_span;
+
+use crate::cli::RankArgs;
+
+pub(crate) fn rank(args: &RankArgs) -> Result<()> {
+    let mut line = String::new();
+    std::io::stdin()
+        .read_line(&mut line)
+        .context("reading the rank's configuration")?;
+    let launch: RankLaunch = serde_json::from_str(&line)
+        .context("a rank is started by `shoal serve` or `shoal node`, which write its configuration to standard input")?;
+    let _span = info_span!("rank", cell = args.cell, r = args.rank, world = args.world).entered();
+    run_rank(config(launch)?)?;
+    Ok(())
+}
+
+fn config(launch: RankLaunch) -> Result<RankConfig> {
+    let mut key = [0; 32];
+    hex::decode_to_slice(&launch.key_hex, &mut key).context("the rank's key")?;
+    let role = match launch.role {
+        RoleLaunch::Member { rendezvous } => Role::Member { rendezvous },
+        RoleLaunch::Root {
+            model,
+            model_name,
+            socket,
+            listen,
+            shares,
+            context,
+            running_max,
+            waiting_max,
+            batch_tokens_max,
+            orphan_timeout_ms,
+        } => Role::Root {
+            model,
+            model_name,
+            socket,
+            listen,
+            shares: Shares::new(shares)?,
+            context: Some(context),
+            limits: EngineLimits {
+                running_max,
+                waiting_max,
+                batch_tokens_max,
+            },
+            orphan_timeout: Duration::from_millis(orphan_timeout_ms),
+        },
+    };
+    Ok(RankConfig {
+        rank: Rank(launch.rank),
+        world: launch.world.into(),
+        key: Key::from_bytes(key),
+        role,
+        threads: launch
+            .threads
+            .unwrap_or_else(shoal_kernels::machine::available_cores),
+        isa: match launch.isa.as_deref() {
+            Some(name) => Isa::parse(name)?,
+            None => Isa::detect(),
+        },
+        first_core: launch.first_core,
+        step_timeout: Duration::from_millis(launch.step_timeout_ms),
+        join_timeout: Duration::from_millis(launch.join_timeout_ms),
+    })
+}

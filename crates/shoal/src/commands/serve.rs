@@ -1,0 +1,178 @@
+//! `shoal up` and `shoal serve`: a cell behind an OpenAI-compatible address.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use shoal_cluster::{Cell, CellConfig, Placement};
+use shoal_server::{Generator, ServerConfig};
+use tokio::net::TcpListener;
+use tracing::info;
+
+use super::{cell, model, runtime};
+use crate::cli::{HttpArgs, LogArgs, ServeArgs, UpArgs};
+use crate::model_file::ModelFile;
+use crate::settings::Home;
+
+pub(crate) fn up(args: &UpArgs, logs: &LogArgs) -> Result<()> {
+    let placement = Placement::Local { nodes: args.nodes };
+    start(&args.model, placement, &args.cell, &args.http, logs)
+}
+
+pub(crate) fn serve(args: &ServeArgs, logs: &LogArgs) -> Result<()> {
+    if args.attach {
+        return attach(args.model.as_deref(), &args.http, logs);
+    }
+    let model = args
+        .model
+        .as_deref()
+        .expect("clap requires it without --attach");
+    let placement = match (&args.token_file, args.peer.is_empty()) {
+        (Some(token_file), false) => Placement::Peers {
+            addresses: args.peer.clone(),
+            token_file: std::path::absolute(token_file)?,
+        },
+        _ => Placement::Local {
+            nodes: args.nodes.unwrap_or(1),
+        },
+    };
+    start(model, placement, &args.cell, &args.http, logs)
+}
+
+fn start(
+    model: &str,
+    placement: Placement,
+    cell_args: &crate::cli::CellArgs,
+    http: &HttpArgs,
+    logs: &LogArgs,
+) -> Result<()> {
+    let home = Home::locate()?;
+    let server = server_config(http)?;
+    // Before the model is fetched and loaded: a taken port should not cost minutes.
+    let listener = bind(http)?;
+    let model = model::resolve(&home, model)?;
+    let file = ModelFile::open(&model.path)?;
+    let config = cell::config(&model, &file, placement, cell_args)?;
+    let program = cell::program(logs, "info")?;
+    runtime()?.block_on(async {
+        let cell = Cell::start(config.clone(), program, &home.run_root())?;
+        serve_cell(cell, &config, &file, listener, server).await
+    })
+}
+
+fn attach(model: Option<&str>, http: &HttpArgs, logs: &LogArgs) -> Result<()> {
+    let home = Home::locate()?;
+    let server = server_config(http)?;
+    let listener = bind(http)?;
+    let program = cell::program(logs, "info")?;
+    runtime()?.block_on(async {
+        let (cell, config) = Cell::attach(model, &program, &home.run_root())?;
+        let file = ModelFile::open(&config.model)?;
+        serve_cell(cell, &config, &file, listener, server).await
+    })
+}
+
+/// Serves until a signal: HTTP from the first moment, answers from when the cell is ready.
+async fn serve_cell(
+    cell: Cell,
+    config: &CellConfig,
+    file: &ModelFile,
+    listener: std::net::TcpListener,
+    server: ServerConfig,
+) -> Result<()> {
+    let address = listener.local_addr()?;
+    let listener = TcpListener::from_std(listener)?;
+    let generator = Generator::new(
+        cell.client().clone(),
+        file.text()?,
+        cell::generator_config(config),
+    );
+    let router = shoal_server::router(generator, server);
+    let (stop_http, http_stopped) = tokio::sync::oneshot::channel::<()>();
+    let http = tokio::spawn(shoal_server::serve(listener, router, async {
+        let _ = http_stopped.await;
+    }));
+
+    let outcome = cell::with_cell(cell, false, async |_| {
+        announce(address, config);
+        cell::stop_signal().await
+    })
+    .await;
+    let _ = stop_http.send(());
+    http.await??;
+    outcome
+}
+
+/// The line that scripts wait for, and one to try.
+#[expect(
+    clippy::print_stdout,
+    reason = "the ready line is this command's output"
+)]
+fn announce(address: SocketAddr, config: &CellConfig) {
+    let model = &config.model_name;
+    let world = config.placement.world();
+    println!("ready http://{address} model={model} nodes={world}");
+    println!(
+        "try: curl http://{address}/v1/chat/completions -H 'content-type: application/json' \
+         -d '{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\"content\":\"Name three primary colors.\"}}]}}'"
+    );
+    info!(%address, model, world, "serving");
+}
+
+fn bind(http: &HttpArgs) -> Result<std::net::TcpListener> {
+    let address = SocketAddr::new(http.host, http.port);
+    let listener = std::net::TcpListener::bind(address).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            anyhow::anyhow!(
+                "port {} of {} is in use; stop what uses it or choose another with --port",
+                http.port,
+                http.host
+            )
+        }
+        std::io::ErrorKind::AddrNotAvailable => {
+            anyhow::anyhow!(
+                "{} is not an address of this machine; choose another with --host",
+                http.host
+            )
+        }
+        _ => anyhow::Error::new(error).context(format!("listening on {address}")),
+    })?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn server_config(http: &HttpArgs) -> Result<ServerConfig> {
+    let api_key = http.api_key_file.as_deref().map(read_api_key).transpose()?;
+    if api_key.is_none() && !is_loopback(http.host) {
+        bail!(
+            "{} can be reached from other machines; protect it with --api-key-file FILE, or serve on 127.0.0.1",
+            http.host
+        );
+    }
+    Ok(ServerConfig {
+        api_key,
+        cors_origins: http.cors_origin.clone(),
+        body_limit_bytes: http.body_limit,
+        request_timeout: http
+            .request_timeout
+            .map(|seconds| Duration::from_secs(seconds.into())),
+    })
+}
+
+fn read_api_key(path: &Path) -> Result<String> {
+    let key = std::fs::read_to_string(path)
+        .with_context(|| format!("reading the API key from {}", path.display()))?;
+    let key = key.trim().to_owned();
+    if key.is_empty() {
+        bail!(
+            "the API key file {} is empty; make one with: openssl rand -hex 32 > FILE",
+            path.display()
+        );
+    }
+    Ok(key)
+}
+
+fn is_loopback(host: IpAddr) -> bool {
+    host.to_canonical().is_loopback()
+}

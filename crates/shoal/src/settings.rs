@@ -1,0 +1,43 @@
+//! What comes from the environment and the platform: where things are kept, and the hub's variables.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use shoal_cluster::store::{HubConfig, Store};
+
+/// Where Shoal keeps models and the sockets of running cells.
+pub(crate) struct Home(PathBuf);
+
+impl Home {
+    /// `SHOAL_HOME`, or the platform's data directory.
+    pub(crate) fn locate() -> Result<Self> {
+        if let Some(home) = variable("SHOAL_HOME") {
+            return Ok(Self(PathBuf::from(home)));
+        }
+        let folders = directories::ProjectDirs::from("", "", "shoal")
+            .context("no home directory is known; set SHOAL_HOME to a folder for models")?;
+        Ok(Self(folders.data_dir().to_owned()))
+    }
+
+    pub(crate) fn store(&self) -> Result<Store> {
+        Ok(Store::open(self.0.clone())?)
+    }
+
+    /// Folder of running cells: sockets and records.
+    pub(crate) fn run_root(&self) -> PathBuf {
+        self.0.join("run")
+    }
+}
+
+/// The hub's settings: `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`.
+pub(crate) fn hub() -> HubConfig {
+    HubConfig::from_lookup(variable)
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the place where the environment is read"
+)]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}

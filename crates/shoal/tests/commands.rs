@@ -1,0 +1,399 @@
+//! The commands as a person runs them, over a tiny model, each rank a process of its own. The end-to-end tests do the
+//! same with a real model and real clients.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use shoal_testkit::{TinyConfig, write_to};
+use tempfile::TempDir;
+
+#[test]
+fn run_prints_the_completion_alone_and_the_same_for_any_number_of_nodes() {
+    let house = House::new();
+    let run = |extra: &[&str]| {
+        let mut args = vec!["run", "--raw", "--temperature", "0", "--max-tokens", "6"];
+        args.extend(extra);
+        let output = house.shoal(&args, &["SHOAL_ISA=scalar"]);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let alone = run(&["--model", house.model(), "abc"]);
+    assert!(alone.ends_with('\n') && alone.len() > 1, "{alone:?}");
+    for layout in [&["--nodes", "2"][..], &["--nodes", "3", "--share", "2,1,1"]] {
+        let args = [layout, &["--model", house.model(), "abc"]].concat();
+        assert_eq!(run(&args), alone, "{layout:?}");
+    }
+}
+
+#[test]
+fn a_cell_serves_loses_a_rank_serves_again_and_leaves_nothing_behind() {
+    let house = House::new();
+    let mut cell = house.serve(&["--nodes", "2"]);
+    assert_eq!(
+        cell.ready,
+        format!("ready http://{} model=tiny nodes=2", cell.address)
+    );
+    assert!(cell.complete().starts_with("HTTP/1.1 200"));
+
+    for rank in [1, 0] {
+        let before = cell.rank_pids();
+        assert_eq!(before.len(), 2);
+        signal("KILL", before[rank]);
+        eventually("the cell is ready with a new group", || {
+            let pids = cell.rank_pids();
+            cell.health().starts_with("HTTP/1.1 200")
+                && pids.len() == 2
+                && pids[rank] != before[rank]
+        });
+        assert!(cell.complete().starts_with("HTTP/1.1 200"));
+    }
+
+    let pids = cell.rank_pids();
+    signal("INT", cell.front.id());
+    assert!(cell.front.wait().expect("the front ends").success());
+    assert!(
+        pids.iter().all(|pid| !lives(*pid)),
+        "ranks outlived the cell"
+    );
+    assert_eq!(
+        std::fs::read_dir(house.home().join("run"))
+            .expect("the run folder")
+            .count(),
+        0
+    );
+}
+
+#[test]
+fn a_front_that_was_killed_is_replaced_without_loading_again() {
+    let house = House::new();
+    let mut cell = house.serve(&["--nodes", "2"]);
+    let pids = cell.rank_pids();
+    cell.front.kill().expect("the front can be killed");
+    cell.front.wait().expect("the front ends");
+    let cell = house.serve(&["--attach"]);
+    assert_eq!(cell.rank_pids(), pids);
+    assert!(cell.complete().starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn ranks_whose_front_is_gone_exit_when_nobody_comes() {
+    let house = House::new();
+    let mut cell = house.serve(&["--nodes", "2", "--orphan-timeout", "0"]);
+    let pids = cell.rank_pids();
+    cell.front.kill().expect("the front can be killed");
+    cell.front.wait().expect("the front ends");
+    eventually("the ranks exit", || pids.iter().all(|pid| !lives(*pid)));
+    let refused = house.shoal(&["serve", "--attach", "--port", "0"], &[]);
+    assert!(
+        error_of(&refused).contains("no running cell"),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn a_node_lends_itself_to_holders_of_the_token_only() {
+    let house = House::new();
+    let token = house.file("token", b"a secret\n");
+    let wrong = house.file("wrong", b"another secret\n");
+    let mut node = house.spawn(&["node", "--listen", "127.0.0.1:0", "--token-file", &token]);
+    let address = first_line(&mut node);
+    let address = address
+        .strip_prefix("waiting ")
+        .expect("the node says where it waits")
+        .trim();
+
+    let peer = ["--peer", address, "--token-file"];
+    let args = [
+        &["serve", "--port", "0", "--model", house.model()][..],
+        &peer,
+        &[&wrong],
+    ]
+    .concat();
+    let refused = house.shoal(&args, &[]);
+    assert!(error_of(&refused).contains("--token-file"), "{refused:?}");
+
+    let mut cell = house.serve(&[&peer[..], &[&token]].concat());
+    assert!(cell.complete().starts_with("HTTP/1.1 200"));
+    signal("TERM", cell.front.id());
+    assert!(cell.front.wait().expect("the front ends").success());
+    signal("TERM", node.id());
+    assert!(node.wait().expect("the node ends").success());
+}
+
+#[test]
+fn bench_prints_the_object_that_scripts_read() {
+    let house = House::new();
+    let args = [
+        "bench",
+        "--json",
+        "--nodes",
+        "2",
+        "--runs",
+        "1",
+        "--prompt-tokens",
+        "8",
+        "--gen-tokens",
+        "4",
+    ];
+    let output = house.shoal(&[&args[..], &["--model", house.model()]].concat(), &[]);
+    assert!(output.status.success(), "{output:?}");
+    let outcome: serde_json::Value =
+        serde_json::from_slice(&output.stdout).expect("one JSON object");
+    for figure in ["prefill_tokens_per_second", "decode_tokens_per_second"] {
+        assert!(outcome[figure]["median"].as_f64().expect("a number") > 0.0);
+    }
+    assert!(outcome["load_seconds"].as_f64().expect("a number") > 0.0);
+    let ranks = outcome["ranks"].as_array().expect("the ranks");
+    assert_eq!(ranks.len(), 2);
+    assert!(
+        ranks
+            .iter()
+            .all(|rank| rank["peak_memory_bytes"].as_u64() > Some(0))
+    );
+}
+
+#[test]
+fn what_cannot_work_is_refused_in_one_line_that_says_what_to_do() {
+    let house = House::new();
+    let whole = std::fs::read(house.model()).expect("the model");
+    let truncated = house.file("truncated.gguf", &whole[..whole.len() / 2]);
+    let not_a_model = house.file("text.gguf", b"this is not a model");
+    let cases: &[(&[&str], &str)] = &[
+        (&["run", "--model", &truncated, "abc"], "truncated"),
+        (&["run", "--model", &not_a_model, "abc"], "not a GGUF file"),
+        (
+            &["run", "--model", "/no/such/model.gguf", "abc"],
+            "/no/such/model.gguf",
+        ),
+        (&["run", "--model", "no-such-model", "abc"], "no-such-model"),
+        (&["run", "--model", house.model(), ""], "prompt is empty"),
+        (
+            &[
+                "run",
+                "--model",
+                house.model(),
+                "--nodes",
+                "2",
+                "--share",
+                "1",
+                "abc",
+            ],
+            "--share",
+        ),
+        (
+            &[
+                "run",
+                "--model",
+                house.model(),
+                "--nodes",
+                "2",
+                "--share",
+                "1,0",
+                "abc",
+            ],
+            "share",
+        ),
+        (
+            &["run", "--model", house.model(), "--nodes", "64", "abc"],
+            "at most",
+        ),
+        (
+            &["run", "--model", house.model(), "--ctx", "999999", "abc"],
+            "--ctx",
+        ),
+        (
+            &["serve", "--model", house.model(), "--host", "0.0.0.0"],
+            "--api-key-file",
+        ),
+    ];
+    for (args, expected) in cases {
+        let output = house.shoal(args, &[]);
+        let error = error_of(&output);
+        assert!(
+            !output.status.success() && output.stdout.is_empty(),
+            "{args:?}"
+        );
+        assert!(error.contains(expected), "{args:?}: {error}");
+        assert!(!error.contains("panicked"), "{args:?}: {error}");
+    }
+}
+
+/// A home of its own with a tiny model in it. What it starts, it ends.
+struct House {
+    folder: TempDir,
+    model: String,
+}
+
+impl House {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("tiny.gguf");
+        write_to(&TinyConfig::default(), &path).expect("the model is written");
+        let model = path.to_str().expect("UTF-8").to_owned();
+        Self { folder, model }
+    }
+
+    fn model(&self) -> &str {
+        &self.model
+    }
+
+    fn home(&self) -> PathBuf {
+        self.folder.path().join("home")
+    }
+
+    fn file(&self, name: &str, bytes: &[u8]) -> String {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, bytes).expect("the file is written");
+        path.to_str().expect("UTF-8").to_owned()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
+        command
+            .args(args)
+            .env("SHOAL_HOME", self.home())
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn shoal(&self, args: &[&str], variables: &[&str]) -> Output {
+        let mut command = self.command(args);
+        command.envs(
+            variables
+                .iter()
+                .filter_map(|variable| variable.split_once('=')),
+        );
+        command.output().expect("shoal runs")
+    }
+
+    fn spawn(&self, args: &[&str]) -> Child {
+        self.command(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("shoal starts")
+    }
+
+    fn serve(&self, args: &[&str]) -> Front {
+        let mut all = vec!["serve", "--port", "0", "--threads", "1"];
+        if !args.contains(&"--attach") {
+            all.extend(["--model", self.model()]);
+        }
+        all.extend(args);
+        let mut front = self.spawn(&all);
+        let ready = first_line(&mut front).trim().to_owned();
+        let address = ready
+            .split(['/', ' '])
+            .nth(3)
+            .expect("an address in the ready line")
+            .to_owned();
+        Front {
+            front,
+            ready,
+            address,
+        }
+    }
+}
+
+/// A running `shoal serve`. Dropping it ends the cell.
+struct Front {
+    front: Child,
+    ready: String,
+    address: String,
+}
+
+impl Front {
+    fn health(&self) -> String {
+        self.http("GET /health HTTP/1.1", "")
+    }
+
+    fn complete(&self) -> String {
+        let body = r#"{"model":"tiny","prompt":"abc","max_tokens":4,"temperature":0}"#;
+        self.http("POST /v1/completions HTTP/1.1", body)
+    }
+
+    fn rank_pids(&self) -> Vec<u32> {
+        let health = self.health();
+        let body = health.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        let health: serde_json::Value = serde_json::from_str(body).expect("a JSON body");
+        let ranks = health["ranks"].as_array().expect("the ranks");
+        ranks
+            .iter()
+            .filter_map(|rank| rank["pid"].as_u64())
+            .map(|pid| pid as u32)
+            .collect()
+    }
+
+    fn http(&self, request: &str, body: &str) -> String {
+        let mut stream = TcpStream::connect(&self.address).expect("the front listens");
+        stream
+            .set_read_timeout(Some(PATIENCE))
+            .expect("a timeout can be set");
+        let len = body.len();
+        write!(
+            stream,
+            "{request}\r\nhost: shoal\r\nconnection: close\r\ncontent-length: {len}\r\n\r\n{body}"
+        )
+        .expect("the front reads");
+        let mut reply = String::new();
+        stream
+            .read_to_string(&mut reply)
+            .expect("the front answers");
+        reply
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        signal("INT", self.front.id());
+        let _ = self.front.wait();
+    }
+}
+
+fn first_line(child: &mut Child) -> String {
+    let stdout: &mut ChildStdout = child.stdout.as_mut().expect("stdout is piped");
+    let mut line = String::new();
+    BufReader::new(stdout)
+        .read_line(&mut line)
+        .expect("a line comes");
+    line
+}
+
+fn error_of(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn signal(name: &str, pid: u32) {
+    let sent = Command::new("kill")
+        .args([format!("-{name}"), pid.to_string()])
+        .stderr(Stdio::null())
+        .status();
+    sent.expect("kill runs");
+}
+
+fn lives(pid: u32) -> bool {
+    // A zombie has ended; only its parent has not asked yet.
+    let status = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status"));
+    match status {
+        Ok(status) => !status.contains("State:\tZ"),
+        Err(_) if Path::new("/proc/self").exists() => false,
+        Err(_) => Command::new("kill")
+            .args(["-0", &pid.to_string()])
+            .status()
+            .is_ok_and(|s| s.success()),
+    }
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(30);
