@@ -15,7 +15,7 @@ pub(crate) trait Links: Send {
     /// Reads what is there, at most `into`; `Ok(None)` when nothing is there now, `Ok(Some(0))` at the end.
     fn read(&mut self, peer: usize, into: &mut [u8]) -> io::Result<Option<usize>>;
 
-    /// Sleeps until one of `interests` may have become possible, or for `timeout`. May wake early.
+    /// Sleeps until one of `interests` is possible, not at all if one is already, and for `timeout` at most. May wake early.
     fn wait(&mut self, interests: &[Interest], timeout: Duration) -> io::Result<()>;
 }
 

@@ -57,7 +57,16 @@ impl Links for MemoryLinks {
     }
 
     /// Wakes for any of the peers, not only for those asked for.
-    fn wait(&mut self, _interests: &[Interest], timeout: Duration) -> io::Result<()> {
+    fn wait(&mut self, interests: &[Interest], timeout: Duration) -> io::Result<()> {
+        for interest in interests {
+            let pair = self.pair(interest.peer)?;
+            // The bell may have rung for this before, and has been heard since.
+            if interest.read && pair.incoming.is_readable()
+                || interest.write && pair.outgoing.is_writable()
+            {
+                return Ok(());
+            }
+        }
         self.bell.wait(timeout);
         Ok(())
     }
@@ -125,6 +134,16 @@ impl Pipe {
             0 if !state.closed => None,
             bytes => Some(bytes),
         }
+    }
+
+    fn is_readable(&self) -> bool {
+        let state = self.state();
+        state.closed || !state.bytes.is_empty()
+    }
+
+    fn is_writable(&self) -> bool {
+        let state = self.state();
+        state.closed || state.bytes.len() < PIPE_BYTES
     }
 
     fn close(&self) {
