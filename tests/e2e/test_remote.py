@@ -113,7 +113,7 @@ class Remote(Case):
 
         threading.Thread(target=answer, daemon=True).start()
         address = "127.0.0.1:%d" % listener.getsockname()[1]
-        self.assert_refused(self.refuse("--token-file", self.token, peer=address), "version 999", address)
+        self.assert_refused(self.refuse("--token-file", self.token, peer=address), "version 999", "same release")
 
     def test_a_stranger_does_not_disturb_a_node(self):
         node = self.node()

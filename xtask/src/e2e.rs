@@ -35,16 +35,17 @@ pub(crate) fn run(tests: &[&str]) -> Result<()> {
     .context("the end-to-end tests need the model `smollm2`")?;
 
     let mut unittest = command(python);
-    unittest.args(["-u", "-m", "unittest", "--verbose"]);
-    if tests.is_empty() {
-        unittest.args(["discover", "--start-directory", "."]);
+    unittest.args(["-u", "-m", "unittest"]);
+    // Without names it looks for all of them itself.
+    unittest.args(if tests.is_empty() {
+        &["discover"]
     } else {
-        unittest.args(tests);
-    }
+        tests
+    });
     unittest
-        .current_dir(root().join("tests/e2e"))
-        .env("SHOAL_BIN", &shoal)
-        .env("SHOAL_HOME", &home);
+        .arg("--verbose")
+        .current_dir(root().join("tests/e2e"));
+    unittest.env("SHOAL_BIN", &shoal).env("SHOAL_HOME", &home);
     unittest.env("PYTHONDONTWRITEBYTECODE", "1");
     check(&mut unittest)
 }
