@@ -39,7 +39,7 @@ pub use reference::{HubSource, ModelRef, PypiSource, RefError};
 
 use error::Doing;
 use part::{Finished, Space, free_bytes};
-use workspace::{Manifest, Workspace, stored};
+use workspace::{Manifest, Workspace, stored, sweep};
 
 /// The models of one folder.
 pub struct Store {
@@ -134,6 +134,8 @@ impl Store {
         }
         let name = reference.name();
         let workspace = Workspace::lock(&self.root, &name)?;
+        // Not this model's, which is locked now.
+        sweep(&self.root, SystemTime::now());
         // Another pull may have finished while this one waited.
         if let Some(model) = self.resolve(reference)? {
             return Ok(model);

@@ -6,12 +6,16 @@
 //! at the very byte where it stopped. The client drops the token when it is sent on to another host.
 
 mod choice;
+mod config;
+mod headers;
 
-use std::{fs, path::Path, thread, time::Duration};
+pub use config::HubConfig;
+
+use std::{fs, path::Path, thread};
 
 use hf_hub::{
     Cache, Repo, RepoType,
-    api::tokio::{Api, ApiBuilder, ApiError, ApiRepo},
+    api::tokio::{Api, ApiBuilder, ApiRepo},
 };
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -24,53 +28,7 @@ use super::{
     reference::HubSource,
     workspace::remove_folder,
 };
-
-/// How to reach the hub.
-#[derive(Clone)]
-pub struct HubConfig {
-    /// Address of the hub; the public one if not given.
-    pub endpoint: Option<String>,
-    /// Says who asks, for repositories that are not open to all.
-    pub token: Option<String>,
-    /// Whether to ask nobody and use what is stored.
-    pub offline: bool,
-    /// How long the hub may send nothing.
-    pub stall_timeout: Duration,
-    /// Failures in a row, with nothing received between them, before a pull gives up.
-    pub failures_max: u32,
-    /// Pause after a failure; it doubles with each one in a row.
-    pub retry_pause: Duration,
-}
-
-impl HubConfig {
-    /// Reads `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` from `lookup`; empty values count as unset.
-    pub fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Self {
-        let value = |name| {
-            let value = lookup(name)?.trim().to_owned();
-            (!value.is_empty()).then_some(value)
-        };
-        let offline = value("HF_HUB_OFFLINE").map(|text| text.to_ascii_lowercase());
-        Self {
-            endpoint: value("HF_ENDPOINT").map(|text| text.trim_end_matches('/').to_owned()),
-            token: value("HF_TOKEN"),
-            offline: matches!(offline.as_deref(), Some("1" | "true" | "yes" | "on")),
-            ..Self::default()
-        }
-    }
-}
-
-impl Default for HubConfig {
-    fn default() -> Self {
-        Self {
-            endpoint: None,
-            token: None,
-            offline: false,
-            stall_timeout: Duration::from_secs(30),
-            failures_max: 5,
-            retry_pause: Duration::from_millis(500),
-        }
-    }
-}
+use headers::{ContentRange, sha256_of};
 
 /// Fetches the file that `source` means into `folder`, going on from what an earlier fetch of the same file left there.
 pub(super) fn fetch(
@@ -84,10 +42,11 @@ pub(super) fn fetch(
         .enable_all()
         .build()
         .doing("starting a download to", folder)?;
-    let session = Session::new(source, config)?;
-    // On a thread of its own, because the caller's may already be one of a runtime, where blocking is not allowed.
+    let session = Session::new(source, config, folder)?;
+    // On a thread of its own, which also ends the runtime: the caller's may be one of a runtime, which must not block.
     let done = thread::scope(|scope| {
-        let fetching = scope.spawn(|| runtime.block_on(session.fetch(folder, space, progress)));
+        let fetching =
+            scope.spawn(move || runtime.block_on(session.fetch(folder, space, progress)));
         fetching.join()
     });
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -136,9 +95,13 @@ impl From<StoreError> for Trouble {
 }
 
 impl<'a> Session<'a> {
-    fn new(source: &'a HubSource, config: &'a HubConfig) -> Result<Self, StoreError> {
-        // The cache is never used; naming one keeps the crate from looking for the user's, and for a token in it.
-        let mut builder = ApiBuilder::from_cache(Cache::new("unused".into()))
+    fn new(
+        source: &'a HubSource,
+        config: &'a HubConfig,
+        folder: &Path,
+    ) -> Result<Self, StoreError> {
+        // The cache is never used; naming one keeps the crate from looking for the user's, and for a token beside it.
+        let mut builder = ApiBuilder::from_cache(Cache::new(folder.join("unused")))
             .with_token(config.token.clone())
             .with_progress(false);
         if let Some(endpoint) = &config.endpoint {
@@ -174,7 +137,7 @@ impl<'a> Session<'a> {
         let sibling = listing.siblings.iter().find(|it| it.rfilename == file);
         let promised = sibling
             .and_then(|it| it.lfs.as_ref())
-            .map(|lfs| lfs.sha256.clone());
+            .and_then(|lfs| sha256_of(&lfs.sha256));
 
         // The name holds what the bytes are of, so that no fetch goes on from another file's bytes.
         let origin = Sha256::digest(format!("{}/{}/{file}", self.source.repo, listing.sha));
@@ -211,9 +174,15 @@ impl<'a> Session<'a> {
         loop {
             let attempt = async {
                 let request = repo.info_request().query(&[("blobs", "true")]);
-                let response = request.send().await.map_err(|error| passing(&error))?;
+                let response = request
+                    .send()
+                    .await
+                    .map_err(|error| passing(&error.without_url()))?;
                 self.check(response.status().as_u16())?;
-                response.json().await.map_err(|error| passing(&error))
+                response
+                    .json()
+                    .await
+                    .map_err(|error| passing(&error.without_url()))
             };
             match self.within(attempt).await {
                 Ok(listing) => return Ok(listing),
@@ -255,7 +224,12 @@ impl<'a> Session<'a> {
     ) -> Result<Option<String>, Trouble> {
         let range = format!("bytes={}-", part.bytes());
         let request = self.api.client().get(url).header("range", range);
-        let sending = async { request.send().await.map_err(|error| passing(&error)) };
+        let sending = async {
+            request
+                .send()
+                .await
+                .map_err(|error| passing(&error.without_url()))
+        };
         let mut response = self.within(sending).await?;
         let header = |name| {
             let value = response.headers().get(name)?;
@@ -298,7 +272,12 @@ impl<'a> Session<'a> {
         space.require(folder, total_bytes.saturating_sub(part.bytes()))?;
         progress(part.bytes(), Some(total_bytes));
         loop {
-            let chunk = async { response.chunk().await.map_err(|error| passing(&error)) };
+            let chunk = async {
+                response
+                    .chunk()
+                    .await
+                    .map_err(|error| passing(&error.without_url()))
+            };
             let Some(chunk) = self.within(chunk).await? else {
                 break;
             };
@@ -379,31 +358,6 @@ impl<'a> Session<'a> {
     }
 }
 
-/// A `Content-Range` header: `bytes START-END/TOTAL`, or `bytes */TOTAL` with status 416.
-struct ContentRange {
-    start: Option<u64>,
-    total: u64,
-}
-
-impl ContentRange {
-    fn parse(text: &str) -> Option<Self> {
-        let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
-        Some(Self {
-            start: range
-                .split_once('-')
-                .and_then(|(start, _)| start.parse().ok()),
-            total: total.parse().ok()?,
-        })
-    }
-}
-
-/// Returns the checksum in an entity tag: that of a large file is its SHA-256.
-fn sha256_of(tag: &str) -> Option<String> {
-    let text = tag.trim_start_matches("W/").trim_matches('"');
-    let is_digest = text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
-    is_digest.then(|| text.to_ascii_lowercase())
-}
-
 /// Escapes what would end the path of an address.
 fn escaped(file: &str) -> String {
     let file = file.replace('%', "%25");
@@ -426,6 +380,7 @@ fn clear_others(folder: &Path, kept: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Takes errors without their address, which may hold a signature that is as good as a token.
 fn passing(error: &dyn std::error::Error) -> Trouble {
     Trouble::Passing(reason(error))
 }
@@ -439,4 +394,14 @@ fn reason(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_names_stay_in_the_path() {
+        assert_eq!(escaped("a b/50%#1?.gguf"), "a b/50%25%231%3F.gguf");
+    }
 }

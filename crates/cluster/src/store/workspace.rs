@@ -28,6 +28,8 @@ use super::{
 
 const MODEL: &str = "model.gguf";
 const MANIFEST: &str = "manifest.json";
+/// Unfinished files that nobody went on with for so long are dropped.
+const STALE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// What is known of a stored model.
 #[derive(Debug, Serialize, Deserialize)]
@@ -108,7 +110,7 @@ impl Workspace {
     pub(super) fn lock(root: &Path, name: &str) -> Result<Self, StoreError> {
         let folder = root.join("partial").join(name);
         let files = folder.join("files");
-        fs::create_dir_all(&files).doing("making", &files)?;
+        fs::create_dir_all(&folder).doing("making", &folder)?;
         let path = folder.join("lock");
         let lock = File::create(&path).doing("opening", &path)?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
@@ -117,6 +119,7 @@ impl Workspace {
         rustix::io::retry_on_intr(|| flock(&lock, FlockOperation::LockExclusive))
             .map_err(io::Error::from)
             .doing("locking", &path)?;
+        fs::create_dir_all(&files).doing("making", &files)?;
         Ok(Self {
             root: root.to_owned(),
             name: name.to_owned(),
@@ -185,6 +188,29 @@ impl Workspace {
     }
 }
 
+/// Drops what pulls left long before `now`. It is no pull's business to fail when that fails.
+pub(super) fn sweep(root: &Path, now: SystemTime) {
+    let entries = fs::read_dir(root.join("partial")).into_iter().flatten();
+    for folder in entries.flatten().map(|entry| entry.path()) {
+        let files = folder.join("files");
+        let changes = fs::read_dir(&files).into_iter().flatten().flatten();
+        let times = changes.filter_map(|entry| entry.metadata().ok()?.modified().ok());
+        let idle = times
+            .max()
+            .and_then(|latest| now.duration_since(latest).ok());
+        if idle.is_none_or(|idle| idle < STALE) {
+            continue;
+        }
+        let Ok(lock) = File::open(folder.join("lock")) else {
+            continue;
+        };
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            let removed = remove_folder(&files);
+            tracing::info!(folder = %files.display(), ok = removed.is_ok(), "dropped a stale download");
+        }
+    }
+}
+
 /// Removes a folder and all in it, if it is there.
 pub(super) fn remove_folder(folder: &Path) -> Result<(), StoreError> {
     match fs::remove_dir_all(folder) {
@@ -197,4 +223,33 @@ pub(super) fn remove_folder(folder: &Path) -> Result<(), StoreError> {
 fn sync(path: &Path) -> Result<(), StoreError> {
     let file = File::open(path).doing("opening", path)?;
     file.sync_all().doing("writing", path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stale_files_are_dropped_when_nobody_holds_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let workspace = Workspace::lock(folder.path(), "m").unwrap();
+        let part = workspace.files().join("part");
+        fs::write(&part, b"GG").unwrap();
+        let now = SystemTime::now();
+        let much_later = now + STALE + Duration::from_secs(60);
+
+        sweep(folder.path(), much_later);
+        assert!(part.exists(), "it is held");
+        drop(workspace);
+        sweep(folder.path(), now);
+        assert!(part.exists(), "it is new");
+        sweep(folder.path(), much_later);
+        assert!(!part.exists());
+        assert!(
+            Workspace::lock(folder.path(), "m")
+                .unwrap()
+                .files()
+                .is_dir()
+        );
+    }
 }
