@@ -68,7 +68,7 @@ const FAMILIES: &[&str] = &[
     "llama", "smollm", "qwen", "mistral", "gemma", "phi3", "deepseek", "kimi",
 ];
 
-/// Files longer than this have grown a second noun.
+/// Files longer than this have grown a second noun. Files below `tests/` may be longer: they grow by cases.
 const LINES_MAX: usize = 600;
 
 #[test]
@@ -209,9 +209,8 @@ fn tracked_files_name_no_registry_host_and_no_home() {
 
 #[test]
 fn files_stay_short() {
-    let files = tracked_files()
-        .into_iter()
-        .filter(|path| path.extension().is_some_and(|it| it == "rs"));
+    let files = rust_files(&root()).into_iter();
+    let files = files.filter(|path| path.iter().all(|part| part != "tests"));
     let lengths = files.map(|path| (read(&path).lines().count(), path));
     let long = lengths.filter(|(lines, _)| *lines > LINES_MAX);
     let offences: Vec<_> = long
