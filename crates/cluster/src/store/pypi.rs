@@ -108,6 +108,8 @@ impl Download<'_> {
             // pip downloads here before it copies to `wheels`: on the right disk, seen by us, cleared by the next pull.
             .env("TMPDIR", temporary)
             .env("PYTHONUNBUFFERED", "1")
+            // A folder named `pip` where the user happens to stand must not be run in its place.
+            .env("PYTHONSAFEPATH", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
