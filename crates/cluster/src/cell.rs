@@ -13,10 +13,11 @@ use shoal_fabric::Rank;
 use thiserror::Error;
 use tracing::info;
 
+use crate::found::FoundRanks;
 use crate::launch::{LaunchError, Program};
 use crate::record::CellRecord;
 use crate::remote::NodeRefused;
-use crate::supervisor::{Event, Member, Supervisor, process_lives, random_hex};
+use crate::supervisor::{Event, Member, Supervisor, random_hex};
 use crate::token::TokenError;
 
 /// A cell under supervision. Dropping it ends the supervisor and kills the ranks of this machine.
@@ -38,7 +39,7 @@ pub struct CellConfig {
     pub model_name: String,
     /// Where the ranks run.
     pub placement: Placement,
-    /// Weight of each rank in the split; empty shares equally.
+    /// Weight of each rank in the split.
     pub shares: Vec<u32>,
     /// Compute threads of each local rank; `None` divides the cores among them.
     pub threads: Option<usize>,
@@ -99,7 +100,7 @@ pub enum CellError {
     #[error(transparent)]
     Node(#[from] NodeRefused),
     /// A rank ended before the cell was ready; its own log says more.
-    #[error("{rank} did not start: {reason} (its log is above)")]
+    #[error("{rank} did not start: {reason}")]
     RankEnded {
         /// Which one.
         rank: Rank,
@@ -139,51 +140,49 @@ impl Cell {
     /// # Errors
     /// [`CellError::RunFolder`] or [`CellError::Token`] when the files it needs are out of reach.
     pub fn start(config: CellConfig, program: Program, run_root: &Path) -> Result<Self, CellError> {
+        CellRecord::sweep(run_root);
         let supervisor = Supervisor::new(random_hex(4), config, program, run_root)?;
         Ok(Self::supervise(supervisor, None))
     }
 
-    /// Finds a cell whose front is gone and takes it over, without reloading its model.
+    /// Finds a cell whose front is gone and takes it over, without reloading its model. `prepare` makes what the new front
+    /// needs before anything is touched: if it fails, the cell is left as it was.
     ///
     /// # Errors
-    /// [`CellError::NothingToAttach`] when no recorded cell (of this model, if one is named) answers.
-    pub fn attach(
+    /// [`CellError::NothingToAttach`] when no recorded cell (of this model, if one is named) answers, or what `prepare`
+    /// says.
+    pub fn attach<T, E: From<CellError>>(
         model_name: Option<&str>,
         program: &Program,
         run_root: &Path,
-    ) -> Result<(Self, CellConfig), CellError> {
+        prepare: impl Fn(&CellConfig) -> Result<T, E>,
+    ) -> Result<(Self, CellConfig, T), E> {
+        CellRecord::sweep(run_root);
         for record in CellRecord::all(run_root) {
-            if model_name.is_some_and(|name| name != record.config.model_name) {
+            let CellRecord { id, config, .. } = &record;
+            if model_name.is_some_and(|name| name != config.model_name) {
                 continue;
             }
-            let supervisor = Supervisor::new(
-                record.id.clone(),
-                record.config.clone(),
-                program.clone(),
-                run_root,
-            )?;
-            let deadline = Instant::now() + ATTACH_WAIT;
-            match supervisor.client.attach(&supervisor.socket, deadline) {
-                Ok(_) => {
+            let prepared = prepare(config)?;
+            let supervisor = Supervisor::new(id.clone(), config.clone(), program.clone(), run_root);
+            let attached = supervisor.and_then(|supervisor| {
+                let deadline = Instant::now() + ATTACH_WAIT;
+                supervisor.client.attach(&supervisor.socket, deadline)?;
+                Ok(supervisor)
+            });
+            match attached {
+                Ok(supervisor) => {
+                    info!(cell = id, model = config.model_name, "found a running cell");
                     supervisor.client.set_places(record.places());
-                    info!(
-                        cell = record.id,
-                        model = record.config.model_name,
-                        "found a running cell"
-                    );
-                    let members = vec![Member::Found(record.pids())];
-                    return Ok((Self::supervise(supervisor, Some(members)), record.config));
+                    let ranks = FoundRanks::new(id.clone(), record.pids());
+                    let cell = Self::supervise(supervisor, Some(vec![Member::Found(ranks)]));
+                    return Ok((cell, record.config, prepared));
                 }
-                Err(error) => {
-                    info!(cell = record.id, %error, "recorded cell does not answer");
-                    // Its ranks are gone or belong to another front; a dead cell's folder is litter.
-                    if !record.pids().into_iter().any(process_lives) {
-                        CellRecord::remove(run_root, &record.id);
-                    }
-                }
+                // It may belong to another front.
+                Err(error) => info!(cell = id, %error, "recorded cell cannot be taken over"),
             }
         }
-        Err(CellError::NothingToAttach)
+        Err(CellError::NothingToAttach.into())
     }
 
     fn supervise(supervisor: Supervisor, found: Option<Vec<Member>>) -> Self {

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -102,7 +103,8 @@ pub(crate) struct RankProcess {
 }
 
 struct Exit {
-    status: Mutex<Option<ExitStatus>>,
+    /// How the process ended, in words; `None` while it runs.
+    reason: Mutex<Option<String>>,
     changed: Condvar,
 }
 
@@ -131,19 +133,25 @@ impl RankProcess {
         drop(stdin);
 
         let exit = Arc::new(Exit {
-            status: Mutex::new(None),
+            reason: Mutex::new(None),
             changed: Condvar::new(),
         });
-        let waiter = Arc::clone(&exit);
-        std::thread::Builder::new()
-            .name(format!("wait-rank-{}", launch.rank))
-            .spawn(move || {
-                let status = child.wait().ok();
-                *waiter.status.lock().expect("no panic under this lock") = status;
-                waiter.changed.notify_all();
-            })
-            .map_err(failed)?;
-        Ok(Self { pid, exit })
+        let process = Self {
+            pid,
+            exit: Arc::clone(&exit),
+        };
+        let waiter = thread::Builder::new().name(format!("wait-rank-{}", launch.rank));
+        let waiting = waiter.spawn(move || {
+            let reason = match child.wait() {
+                Ok(status) => describe(status),
+                Err(error) => format!("its end cannot be told: {error}"),
+            };
+            *exit.lock() = Some(reason);
+            exit.changed.notify_all();
+        });
+        // Without its waiter the process is killed here, by the drop.
+        waiting.map_err(failed)?;
+        Ok(process)
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -152,39 +160,34 @@ impl RankProcess {
 
     /// How the process ended, in words, or `None` while it runs.
     pub(crate) fn ended(&self) -> Option<String> {
-        let status = *self.exit.status.lock().expect("no panic under this lock");
-        status.map(describe)
+        self.exit.lock().clone()
     }
 
     /// Waits until the process has ended or the deadline passes; says whether it ended.
     pub(crate) fn wait_until(&self, deadline: Instant) -> bool {
-        let mut status = self.exit.status.lock().expect("no panic under this lock");
-        while status.is_none() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            status = self
-                .exit
-                .changed
-                .wait_timeout(status, left)
-                .expect("no panic under this lock")
-                .0;
-        }
-        true
+        let left = deadline.saturating_duration_since(Instant::now());
+        let running = |reason: &mut Option<String>| reason.is_none();
+        let waited = self
+            .exit
+            .changed
+            .wait_timeout_while(self.exit.lock(), left, running);
+        waited.expect("no panic under this lock").0.is_some()
     }
 
     /// Kills the process and waits, briefly, until it is gone.
     pub(crate) fn kill(&self) {
-        let status = self.exit.status.lock().expect("no panic under this lock");
-        // The pid stays ours until the waiter has reaped it, and it stores the status right after.
-        if status.is_none()
+        if self.ended().is_none()
             && let Some(pid) = rustix::process::Pid::from_raw(self.pid as i32)
         {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
-        drop(status);
         self.wait_until(Instant::now() + KILL_WAIT);
+    }
+}
+
+impl Exit {
+    fn lock(&self) -> MutexGuard<'_, Option<String>> {
+        self.reason.lock().expect("no panic under this lock")
     }
 }
 
@@ -198,7 +201,7 @@ fn describe(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
         (Some(0), _) => "it exited".to_owned(),
-        (Some(code), _) => format!("it exited with status {code}"),
+        (Some(code), _) => format!("it exited with status {code}; its log says why"),
         (None, Some(signal)) => format!("it was killed by signal {signal}"),
         (None, None) => "it ended".to_owned(),
     }

@@ -11,6 +11,7 @@
 
 mod cell;
 mod control;
+mod found;
 mod launch;
 pub mod node;
 mod record;

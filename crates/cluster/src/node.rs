@@ -6,11 +6,11 @@
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use shoal_fabric::channel::{Channel, Sender};
+use shoal_fabric::channel::{Channel, Receiver, Sender};
 use shoal_fabric::{FabricError, Key};
 use thiserror::Error;
 use tracing::{info, warn};
@@ -48,14 +48,19 @@ pub struct NodeError {
 
 struct Shared {
     config: NodeConfig,
-    running: Mutex<Option<Running>>,
+    lent: Mutex<Lent>,
     connections: AtomicUsize,
 }
 
-/// The one rank of this node.
-struct Running {
-    cell: String,
-    process: Arc<RankProcess>,
+/// Whom the node serves.
+enum Lent {
+    Free,
+    To {
+        cell: String,
+        process: Arc<RankProcess>,
+    },
+    /// The node is ending; nothing is started any more.
+    Closed,
 }
 
 impl Node {
@@ -72,7 +77,7 @@ impl Node {
             listener,
             shared: Arc::new(Shared {
                 config,
-                running: Mutex::new(None),
+                lent: Mutex::new(Lent::Free),
                 connections: AtomicUsize::new(0),
             }),
         })
@@ -133,35 +138,45 @@ impl Node {
 pub struct Stopper(Arc<Shared>);
 
 impl Stopper {
-    /// Kills the rank, if one runs.
+    /// Kills the rank, if one runs, and refuses to start another.
     pub fn stop(&self) {
-        self.0.end(None);
+        *self.0.lent() = Lent::Closed;
     }
 }
 
 impl Shared {
-    /// Kills the running rank, if it is of this cell (of any, for `None`).
-    fn end(&self, cell: Option<&str>) {
-        let mut running = self.running.lock().expect("no panic under this lock");
-        if running
-            .as_ref()
-            .is_some_and(|rank| cell.is_none_or(|cell| rank.cell == cell))
-            && let Some(rank) = running.take()
-        {
-            rank.process.kill();
-            info!(cell = rank.cell, "rank ended");
+    fn lent(&self) -> MutexGuard<'_, Lent> {
+        self.lent.lock().expect("no panic under this lock")
+    }
+
+    /// Kills the rank if it is of this cell.
+    fn end(&self, ending: &str) {
+        let mut lent = self.lent();
+        if matches!(&*lent, Lent::To { cell, .. } if cell == ending) {
+            *lent = Lent::Free;
+            info!(cell = ending, "rank ended");
         }
     }
 
+    /// Starts a rank in place of an older one of the same cell. Another cell's is left alone while it runs.
     fn spawn(&self, order: &Spawn, front: SocketAddr) -> Result<Arc<RankProcess>, String> {
-        self.end(None);
+        let mut lent = self.lent();
+        match &*lent {
+            Lent::Closed => return Err("the node is ending".to_owned()),
+            Lent::To { cell, process } if *cell != order.cell && process.ended().is_none() => {
+                return Err(format!(
+                    "the node serves another cell ({cell}); stop that one, or wait until its ranks have given up their front"
+                ));
+            }
+            // The old rank is dropped, and with it killed, before the new one starts.
+            _ => *lent = Lent::Free,
+        }
+        let key = formation_key(&self.config.token, &order.cell, &order.nonce_hex);
         let launch = RankLaunch {
             cell: order.cell.clone(),
             rank: order.rank,
             world: order.world,
-            key_hex: hex::encode(
-                formation_key(&self.config.token, &order.cell, &order.nonce_hex).as_bytes(),
-            ),
+            key_hex: hex::encode(key.as_bytes()),
             threads: self.config.threads,
             isa: self.config.isa.clone(),
             first_core: None,
@@ -181,10 +196,10 @@ impl Shared {
             pid = process.pid(),
             "rank started"
         );
-        *self.running.lock().expect("no panic under this lock") = Some(Running {
+        *lent = Lent::To {
             cell: order.cell.clone(),
             process: Arc::clone(&process),
-        });
+        };
         Ok(process)
     }
 }
@@ -200,16 +215,28 @@ fn converse(shared: &Shared, stream: TcpStream) -> Result<(), FabricError> {
     info!(%front, "front connected");
     let (sender, mut receiver) = channel.split();
     let sender = Arc::new(Mutex::new(sender));
+    let outcome = obey(shared, front, &sender, &mut receiver);
+    // Whoever still waits to report on a rank would otherwise keep the connection half alive.
+    sender.lock().expect("no panic under this lock").close();
+    outcome
+}
+
+fn obey(
+    shared: &Shared,
+    front: SocketAddr,
+    sender: &Arc<Mutex<Sender>>,
+    receiver: &mut Receiver,
+) -> Result<(), FabricError> {
     loop {
         match decode(&receiver.recv(Some(Instant::now() + FRONT_SILENCE_MAX))?)? {
             Order::Ping => {}
-            Order::End { cell } => shared.end(Some(&cell)),
+            Order::End { cell } => shared.end(&cell),
             Order::Spawn(order) => match shared.spawn(&order, front) {
                 Ok(process) => {
-                    report(&sender, &Report::Spawned { pid: process.pid() })?;
-                    report_end(&sender, &process);
+                    report(sender, &Report::Spawned { pid: process.pid() })?;
+                    report_end(sender, &process);
                 }
-                Err(reason) => report(&sender, &Report::Ended { reason })?,
+                Err(reason) => report(sender, &Report::Ended { reason })?,
             },
         }
     }
@@ -218,10 +245,19 @@ fn converse(shared: &Shared, stream: TcpStream) -> Result<(), FabricError> {
 /// Tells the front, if it is still there, when and how the rank ended.
 fn report_end(sender: &Arc<Mutex<Sender>>, process: &Arc<RankProcess>) {
     let sender = Arc::clone(sender);
-    let process = Arc::clone(process);
+    // A strong reference would keep a replaced rank from being dropped, which is what kills it.
+    let process = Arc::downgrade(process);
     thread::spawn(move || {
-        while !process.wait_until(Instant::now() + Duration::from_secs(60)) {}
-        let reason = process.ended().unwrap_or_default();
+        let reason = loop {
+            let Some(process) = process.upgrade() else {
+                break "it was ended".to_owned();
+            };
+            if let Some(reason) = process.ended() {
+                break reason;
+            }
+            drop(process);
+            thread::sleep(END_POLL);
+        };
         let _ = report(&sender, &Report::Ended { reason });
     });
 }
@@ -236,6 +272,8 @@ fn report(sender: &Mutex<Sender>, report: &Report) -> Result<(), FabricError> {
 /// More than a few fronts at once means a mistake or an attack.
 const CONNECTIONS_MAX: usize = 16;
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(5);
+/// How soon a rank's end is told; the fabric tells its peers at once.
+const END_POLL: Duration = Duration::from_millis(200);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-/// A front pings every [`crate::supervisor::PING_EVERY`]; one that is silent this long is gone.
+/// A front pings every [`crate::supervisor::TICK`]; one that is silent this long is gone.
 const FRONT_SILENCE_MAX: Duration = Duration::from_secs(15);

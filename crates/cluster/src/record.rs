@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use shoal_engine::client::Place;
 
 use crate::cell::CellConfig;
+use crate::found::any_lives;
 
 /// One running cell as written to `<run root>/<id>/cell.json`; it names the token's file, never the token.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -49,6 +50,15 @@ impl RankRecord {
 }
 
 impl CellRecord {
+    /// Removes the records of cells whose local ranks have all ended.
+    pub(crate) fn sweep(run_root: &Path) {
+        for record in Self::all(run_root) {
+            if !any_lives(&record.id, &record.pids()) {
+                Self::remove(run_root, &record.id);
+            }
+        }
+    }
+
     pub(crate) fn pids(&self) -> Vec<u32> {
         self.ranks.iter().filter_map(|rank| rank.pid).collect()
     }

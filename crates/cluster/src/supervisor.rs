@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use crate::cell::{CellConfig, CellError, Placement};
 use crate::control::{Spawn, formation_key};
+use crate::found::FoundRanks;
 use crate::launch::{Program, RankLaunch, RankProcess, RoleLaunch};
 use crate::record::{CellRecord, RankRecord};
 use crate::remote::RemoteNode;
@@ -45,8 +46,20 @@ pub(crate) enum Event {
 pub(crate) enum Member {
     Local(Rank, RankProcess),
     Remote(Rank, RemoteNode),
-    /// Ranks of this machine that an earlier front started. They end with their group.
-    Found(Vec<u32>),
+    /// Ranks of this machine that an earlier front started.
+    Found(FoundRanks),
+}
+
+impl Member {
+    /// How a rank ended, in words, or `None` while all of them run.
+    fn ended(&self) -> Option<Loss> {
+        let (rank, reason) = match self {
+            Self::Local(rank, process) => (*rank, process.ended()?),
+            Self::Remote(rank, node) => (*rank, node.ended()?),
+            Self::Found(_) => return None,
+        };
+        Some(Loss { rank, reason })
+    }
 }
 
 impl Supervisor {
@@ -172,19 +185,22 @@ impl Supervisor {
         else {
             return Ok(Vec::new());
         };
-        addresses
-            .iter()
-            .map(|address| Ok(RemoteNode::connect(address, &self.id, token)?))
-            .collect()
+        // Side by side: each may take its whole time-out.
+        thread::scope(|scope| {
+            let connections: Vec<_> = addresses
+                .iter()
+                .map(|address| scope.spawn(|| RemoteNode::connect(address, &self.id, token)))
+                .collect();
+            let connected = connections.into_iter().map(|connection| {
+                let node = connection.join().expect("connecting does not panic")?;
+                Ok(node)
+            });
+            connected.collect()
+        })
     }
 
     fn root_launch(&self, key: &Key, listen: IpAddr) -> RankLaunch {
         let config = &self.config;
-        let shares = if config.shares.is_empty() {
-            vec![1; config.placement.world().into()]
-        } else {
-            config.shares.clone()
-        };
         self.launch(
             0,
             key,
@@ -193,7 +209,7 @@ impl Supervisor {
                 model_name: config.model_name.clone(),
                 socket: self.socket.clone(),
                 listen: SocketAddr::new(listen, 0),
-                shares,
+                shares: config.shares.clone(),
                 context: config.context,
                 running_max: config.running_max,
                 waiting_max: config.waiting_max,
@@ -250,6 +266,7 @@ impl Supervisor {
     /// Waits until the group is ready, or one of it ends. How long a load may take nobody can say; its progress shows in
     /// the client's status, and the ranks bound their own waits.
     fn await_ready(&self, members: &[Member]) -> Result<CellInfo, CellError> {
+        let mut pinged = Instant::now();
         loop {
             match self.client.status().state {
                 CellState::Ready => {
@@ -272,12 +289,15 @@ impl Supervisor {
                 }
                 _ => {}
             }
-            for member in members {
-                match member {
-                    Member::Local(rank, process) => self.check(*rank, process.ended())?,
-                    Member::Remote(rank, node) => self.check(*rank, node.ended())?,
-                    Member::Found(_) => {}
-                }
+            if self.stopping.load(Ordering::Relaxed) {
+                return Err(CellError::Stopped);
+            }
+            if let Some(Loss { rank, reason }) = members.iter().find_map(Member::ended) {
+                return Err(CellError::RankEnded { rank, reason });
+            }
+            if pinged.elapsed() > TICK {
+                pinged = Instant::now();
+                ping(members);
             }
             thread::sleep(POLL_EVERY);
         }
@@ -311,17 +331,17 @@ impl Supervisor {
     /// Waits for a loss or the order to stop, keeping the nodes' connections alive meanwhile.
     fn watch(&self, members: &[Member], inbox: &mpsc::Receiver<Event>) -> Event {
         loop {
-            match inbox.recv_timeout(PING_EVERY) {
+            match inbox.recv_timeout(TICK) {
                 // Left over from a formation that failed: this group is well.
                 Ok(Event::Lost(_)) if matches!(self.client.status().state, CellState::Ready) => {}
                 Ok(event) => return event,
                 Err(mpsc::RecvTimeoutError::Disconnected) => return Event::Stop,
                 Err(mpsc::RecvTimeoutError::Timeout) => {
-                    for member in members {
-                        if let Member::Remote(_, node) = member {
-                            node.ping();
-                        }
+                    // Whoever else is left would have said so by now, if it could.
+                    if let Some(loss) = members.iter().find_map(Member::ended) {
+                        return Event::Lost(loss);
                     }
+                    ping(members);
                 }
             }
         }
@@ -341,16 +361,20 @@ impl Supervisor {
                         thread::sleep(POLL_EVERY);
                     }
                 }
-                Member::Found(pids) => {
-                    while pids.iter().any(|pid| process_lives(*pid)) && Instant::now() < deadline {
-                        thread::sleep(POLL_EVERY);
-                    }
-                }
+                Member::Found(ranks) => ranks.wait_until(deadline),
             }
         }
         drop(members);
         CellRecord::remove(&self.run_root, &self.id);
         info!(cell = self.id, "cell ended");
+    }
+}
+
+fn ping(members: &[Member]) {
+    for member in members {
+        if let Member::Remote(_, node) = member {
+            node.ping();
+        }
     }
 }
 
@@ -379,11 +403,6 @@ fn listen_ip(nodes: &[RemoteNode]) -> IpAddr {
     }
 }
 
-pub(crate) fn process_lives(pid: u32) -> bool {
-    rustix::process::Pid::from_raw(pid as i32)
-        .is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
-}
-
 pub(crate) fn random_hex(bytes: usize) -> String {
     let mut random = vec![0; bytes];
     getrandom::fill(&mut random).expect("the operating system gives random bytes");
@@ -395,7 +414,7 @@ const SOCKET_PATH_MAX: usize = 103;
 const POLL_EVERY: Duration = Duration::from_millis(10);
 const ATTACH_WAIT: Duration = Duration::from_secs(10);
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(5);
-/// Well within the silence that a node puts up with.
-pub(crate) const PING_EVERY: Duration = Duration::from_secs(3);
+/// How often the ranks are looked after; well within the silence that a node puts up with.
+pub(crate) const TICK: Duration = Duration::from_secs(1);
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(10);

@@ -144,10 +144,12 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "HOST:PORT", requires = "token_file")]
     pub(crate) peer: Vec<String>,
     /// File with the token that the nodes were started with.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "peer")]
     pub(crate) token_file: Option<PathBuf>,
     /// Take over a running cell whose front is gone, without loading the model again.
-    #[arg(long, conflicts_with_all = ["nodes", "peer"])]
+    #[arg(long, conflicts_with_all = [
+        "nodes", "peer", "threads", "ctx", "share", "batch", "queue", "orphan_timeout", "step_timeout",
+    ])]
     pub(crate) attach: bool,
     #[command(flatten)]
     pub(crate) cell: CellArgs,
@@ -230,13 +232,13 @@ pub(crate) struct BenchArgs {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) nodes: u16,
     /// Length of the prompt.
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) prompt_tokens: u32,
     /// Tokens generated after it.
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..))]
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
     pub(crate) gen_tokens: u32,
     /// Measured runs, after one that is not counted.
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) runs: u32,
     /// Print one JSON object.
     #[arg(long)]

@@ -10,6 +10,7 @@ mod logs;
 mod model_file;
 mod progress;
 mod settings;
+mod signals;
 
 use std::process::ExitCode;
 

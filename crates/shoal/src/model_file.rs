@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use shoal_model::ModelSpec;
 use shoal_model::gguf::{Gguf, Value};
+use shoal_model::{ModelSpec, Shares, SplitPlan};
 use shoal_server::ModelText;
 use shoal_text::{ChatTemplate, Tokenizer, Vocabulary, VocabularyKind};
 
@@ -34,6 +34,12 @@ impl ModelFile {
             Some(wanted) => Ok(wanted),
             None => Ok(trained.min(CONTEXT_DEFAULT_MAX)),
         }
+    }
+
+    /// Makes sure that the model can be divided by these shares.
+    pub(crate) fn check_split(&self, shares: Vec<u32>) -> Result<()> {
+        SplitPlan::new(&self.spec, &Shares::new(shares)?)?;
+        Ok(())
     }
 
     /// Builds the tokeniser and the chat template.

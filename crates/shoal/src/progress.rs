@@ -1,4 +1,6 @@
-//! Progress on standard error: bars for what has a size, silent when nobody watches.
+//! What a person sees: results on standard output, progress on standard error.
+
+use std::io::{self, ErrorKind, Write};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -11,6 +13,16 @@ pub(crate) fn bytes_bar(label: &str) -> ProgressBar {
     ProgressBar::new(0)
         .with_style(style)
         .with_message(label.to_owned())
+}
+
+/// Writes to standard output at once. Says whether anybody still reads it: a reader that has had enough (`| head`) is no
+/// error.
+pub(crate) fn say(text: &str) -> io::Result<bool> {
+    let mut out = io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        outcome => outcome.map(|()| true),
+    }
 }
 
 /// `98.4 MB`, as storage is sold.

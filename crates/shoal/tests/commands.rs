@@ -279,9 +279,9 @@ impl House {
     }
 
     fn serve(&self, args: &[&str]) -> Front {
-        let mut all = vec!["serve", "--port", "0", "--threads", "1"];
+        let mut all = vec!["serve", "--port", "0"];
         if !args.contains(&"--attach") {
-            all.extend(["--model", self.model()]);
+            all.extend(["--threads", "1", "--model", self.model()]);
         }
         all.extend(args);
         let mut front = self.spawn(&all);

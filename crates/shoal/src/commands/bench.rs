@@ -15,6 +15,7 @@ use crate::cli::{BenchArgs, LogArgs};
 use crate::model_file::ModelFile;
 use crate::progress::megabytes;
 use crate::settings::Home;
+use crate::signals::Signals;
 
 pub(crate) fn bench(args: &BenchArgs, logs: &LogArgs) -> Result<()> {
     let home = Home::locate()?;
@@ -23,10 +24,11 @@ pub(crate) fn bench(args: &BenchArgs, logs: &LogArgs) -> Result<()> {
     let file = ModelFile::open(&model.path)?;
     let config = cell::config(&model, &file, placement, &args.cell)?;
     runtime()?.block_on(async {
+        let signals = Signals::catch()?;
         let started = Instant::now();
         let cell = Cell::start(config, cell::program(logs, "warn")?, &home.run_root())?;
         let client = cell.client().clone();
-        cell::with_cell(cell, true, async |info| {
+        cell::with_cell(cell, signals, async |info| {
             let load_seconds = started.elapsed().as_secs_f64();
             let outcome = measure(&client, &info, args, model.name, load_seconds).await?;
             outcome.print(args.json)

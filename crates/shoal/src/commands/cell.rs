@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use shoal_cluster::{Cell, CellConfig, Placement, Program};
 use shoal_engine::client::{CellInfo, CellState, Client};
+use shoal_kernels::Isa;
 use shoal_server::GeneratorConfig;
 
 use super::model::Resolved;
 use crate::cli::{CellArgs, LogArgs};
 use crate::model_file::ModelFile;
+use crate::signals::Signals;
 use crate::{logs, progress};
 
 /// Puts the flags of a command into the cluster's words.
@@ -26,12 +28,27 @@ pub(crate) fn config(
             args.share.len()
         );
     }
+    let shares = if args.share.is_empty() {
+        vec![1; world.into()]
+    } else {
+        args.share.clone()
+    };
+    // What a rank would refuse is refused here, where it can be said in one line.
+    file.check_split(shares.clone())?;
+    args.isa.as_deref().map(Isa::parse).transpose()?;
+    if let Placement::Peers { addresses, .. } = &placement
+        && let Some(twice) = addresses
+            .iter()
+            .find(|one| addresses.iter().filter(|other| other == one).count() > 1)
+    {
+        bail!("--peer {twice} is given twice; a node runs one rank");
+    }
     Ok(CellConfig {
         // A restarted front may run in another folder.
         model: std::path::absolute(&model.path)?,
         model_name: model.name.clone(),
         placement,
-        shares: args.share.clone(),
+        shares,
         threads: args.threads.map(usize::from),
         isa: args.isa.clone(),
         context: file.context(args.ctx)?,
@@ -74,46 +91,23 @@ pub(crate) async fn ready(cell: &Cell) -> Result<CellInfo> {
     Ok(outcome.context("the cell's supervisor ended early")??)
 }
 
-/// Completes when the process is told to end: Ctrl-C, SIGTERM, or the terminal going away.
-pub(crate) async fn stop_signal() -> Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        _ = hangup.recv() => {}
-    }
-    Ok(())
-}
-
-/// Runs `work` over a cell once it is ready, and ends the cell whatever happens.
-///
-/// A signal ends the work; when `interruptible` is false, only until the cell is ready.
+/// Runs `work` over a cell once it is ready, until it ends or a signal comes, and ends the cell whatever happens.
 pub(crate) async fn with_cell<T>(
     cell: Cell,
-    interruptible: bool,
+    mut signals: Signals,
     work: impl AsyncFnOnce(CellInfo) -> Result<T>,
 ) -> Result<T> {
-    let outcome = async {
-        let info = or_signal(ready(&cell)).await?;
-        if interruptible {
-            or_signal(work(info)).await
-        } else {
-            work(info).await
-        }
-    }
-    .await;
-    tokio::task::spawn_blocking(move || cell.stop()).await?;
+    let outcome = tokio::select! {
+        outcome = async { work(ready(&cell).await?).await } => outcome,
+        () = signals.any() => Err(anyhow!("interrupted")),
+    };
+    stop(cell).await?;
     outcome
 }
 
-async fn or_signal<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::select! {
-        outcome = work => outcome,
-        signal = stop_signal() => signal.and_then(|()| bail!("interrupted")),
-    }
+/// Ends the cell, off the async threads.
+pub(crate) async fn stop(cell: Cell) -> Result<()> {
+    Ok(tokio::task::spawn_blocking(move || cell.stop()).await?)
 }
 
 fn show(bar: &indicatif::ProgressBar, client: &Client) {

@@ -1,16 +1,28 @@
 //! The interactive chat of `shoal run`: streaming, history, and a few commands.
 
-use std::io::Write;
-
-use anyhow::Result;
+use anyhow::{Result, bail};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use shoal_api::Options;
 use shoal_api::chat::{Message, Role};
+use shoal_cluster::Cell;
 use shoal_server::{Finished, Generator, TextEvent};
 
-/// Chats until `/quit` or the end of input.
-pub(crate) async fn chat(generator: &Generator, options: &Options) -> Result<()> {
+use super::cell;
+use crate::progress::say;
+use crate::signals::Signals;
+
+/// Chats until `/quit`, the end of input, or a signal other than Ctrl-C, which cuts replies short.
+pub(crate) async fn chat(
+    cell: &Cell,
+    generator: &Generator,
+    options: &Options,
+    signals: &mut Signals,
+) -> Result<()> {
+    tokio::select! {
+        ready = cell::ready(cell) => ready?,
+        () = signals.any() => bail!("interrupted"),
+    };
     eprintln!(
         "{} is listening; /help lists the commands",
         generator.model_name()
@@ -20,11 +32,14 @@ pub(crate) async fn chat(generator: &Generator, options: &Options) -> Result<()>
     let mut last: Option<Finished> = None;
     loop {
         // The editor owns the terminal while it waits, off the async threads; it comes back with the line.
-        let (returned, line) = tokio::task::spawn_blocking(move || {
+        let reading = tokio::task::spawn_blocking(move || {
             let line = editor.readline("> ");
             (editor, line)
-        })
-        .await?;
+        });
+        let (returned, line) = tokio::select! {
+            outcome = reading => outcome?,
+            () = signals.end() => return Ok(()),
+        };
         editor = returned;
         let line = match line {
             Ok(line) => line,
@@ -51,7 +66,7 @@ pub(crate) async fn chat(generator: &Generator, options: &Options) -> Result<()>
             said => {
                 let _ = editor.add_history_entry(said);
                 history.push(Message::new(Role::User, said));
-                match answer(generator, &history, options).await {
+                match answer(generator, &history, options, signals).await {
                     Ok((text, finished)) => {
                         history.push(Message::new(Role::Assistant, text));
                         last = finished.or(last);
@@ -68,31 +83,29 @@ pub(crate) async fn chat(generator: &Generator, options: &Options) -> Result<()>
 }
 
 /// Streams one reply to standard output. Ctrl-C ends the reply, not the chat.
-#[expect(clippy::print_stdout, reason = "the reply is this command's output")]
 async fn answer(
     generator: &Generator,
     history: &[Message],
     options: &Options,
+    signals: &mut Signals,
 ) -> Result<(String, Option<Finished>)> {
     let mut stream = generator.chat(history.to_vec(), options.clone()).await?;
     let mut reply = String::new();
     loop {
         let event = tokio::select! {
             event = stream.next() => event,
-            signal = tokio::signal::ctrl_c() => {
-                signal?;
-                println!();
+            () = signals.any() => {
+                say("\n")?;
                 return Ok((reply, None));
             }
         };
         match event {
             Some(TextEvent::Piece { text, .. }) => {
-                print!("{text}");
-                std::io::stdout().flush()?;
+                say(&text)?;
                 reply.push_str(&text);
             }
             Some(TextEvent::Done(finished)) => {
-                println!();
+                say("\n")?;
                 return Ok((reply, Some(finished)));
             }
             Some(TextEvent::Failed(error)) => return Err(error.into()),

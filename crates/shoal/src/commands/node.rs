@@ -1,6 +1,6 @@
 //! `shoal node`: lend this machine to a cell.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::ToSocketAddrs;
 
 use anyhow::{Context, Result};
 use shoal_cluster::node::{Node, NodeConfig};
@@ -9,6 +9,8 @@ use tracing::info;
 
 use super::{cell, runtime};
 use crate::cli::{LogArgs, NodeArgs};
+use crate::progress::say;
+use crate::signals::Signals;
 
 pub(crate) fn node(args: &NodeArgs, logs: &LogArgs) -> Result<()> {
     let listen = args
@@ -25,20 +27,18 @@ pub(crate) fn node(args: &NodeArgs, logs: &LogArgs) -> Result<()> {
         program: cell::program(logs, "info")?,
     })?;
     let address = node.local_addr()?;
-    info!(%address, "waiting for a front");
-    announce(address);
-    let stopper = node.stopper();
-    std::thread::spawn(move || node.serve());
-    runtime()?.block_on(cell::stop_signal())?;
-    stopper.stop();
-    Ok(())
-}
-
-/// The line that scripts wait for, and the next step.
-#[expect(clippy::print_stdout, reason = "the address is this command's output")]
-fn announce(address: SocketAddr) {
-    println!("waiting {address}");
-    eprintln!(
-        "next, on the machine with the model: shoal serve --model MODEL --peer {address} --token-file FILE"
-    );
+    runtime()?.block_on(async {
+        let mut signals = Signals::catch()?;
+        let stopper = node.stopper();
+        std::thread::spawn(move || node.serve());
+        info!(%address, "waiting for a front");
+        // The line that scripts wait for.
+        say(&format!("waiting {address}\n"))?;
+        eprintln!(
+            "next, on the machine with the model: shoal serve --model MODEL --peer {address} --token-file FILE"
+        );
+        signals.any().await;
+        stopper.stop();
+        Ok(())
+    })
 }

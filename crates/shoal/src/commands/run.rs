@@ -1,6 +1,6 @@
 //! `shoal run`: one completion on standard output, or a chat when there is no prompt and a terminal.
 
-use std::io::{ErrorKind, IsTerminal, Read, Write};
+use std::io::{IsTerminal, Read};
 
 use anyhow::{Result, bail};
 use shoal_api::Options;
@@ -12,10 +12,15 @@ use shoal_server::{Generator, TextEvent, TextStream};
 use super::{cell, chat, model, runtime};
 use crate::cli::{LogArgs, RunArgs};
 use crate::model_file::ModelFile;
+use crate::progress::say;
 use crate::settings::Home;
+use crate::signals::Signals;
 
 pub(crate) fn run(args: &RunArgs, logs: &LogArgs) -> Result<()> {
     let prompt = prompt(args.prompt.as_deref())?;
+    if args.raw && prompt.is_none() {
+        bail!("--raw completes a prompt, and there is none; give one as the last argument");
+    }
     let home = Home::locate()?;
     let model = model::resolve(&home, &args.model)?;
     let file = ModelFile::open(&model.path)?;
@@ -30,22 +35,22 @@ pub(crate) fn run(args: &RunArgs, logs: &LogArgs) -> Result<()> {
         ..Options::default()
     };
     runtime()?.block_on(async {
+        let mut signals = Signals::catch()?;
         let cell = Cell::start(config, cell::program(logs, "warn")?, &home.run_root())?;
-        let client = cell.client().clone();
-        // A chat takes Ctrl-C itself, to cut a reply short.
-        let interruptible = prompt.is_some();
-        cell::with_cell(cell, interruptible, async |_| {
-            let generator = Generator::new(client, text, generator_config);
-            match prompt {
-                None => chat::chat(&generator, &options).await,
-                Some(prompt) if args.raw => {
-                    print(generator.complete(Prompt::Text(prompt), options).await?).await
-                }
-                Some(prompt) => {
-                    let message = Message::new(Role::User, prompt);
-                    print(generator.chat(vec![message], options).await?).await
-                }
-            }
+        let generator = Generator::new(cell.client().clone(), text, generator_config);
+        let Some(prompt) = prompt else {
+            let outcome = chat::chat(&cell, &generator, &options, &mut signals).await;
+            cell::stop(cell).await?;
+            return outcome;
+        };
+        cell::with_cell(cell, signals, async |_| {
+            let stream = if args.raw {
+                generator.complete(Prompt::Text(prompt), options).await?
+            } else {
+                let message = Message::new(Role::User, prompt);
+                generator.chat(vec![message], options).await?
+            };
+            print(stream).await
         })
         .await
     })
@@ -68,7 +73,7 @@ fn prompt(given: Option<&str>) -> Result<Option<String>> {
     Ok(Some(prompt))
 }
 
-/// Writes the completion as it comes and nothing else. A reader that has had enough (`| head`) is no error.
+/// Writes the completion as it comes and nothing else.
 async fn print(mut stream: TextStream) -> Result<()> {
     while let Some(event) = stream.next().await {
         let text = match event {
@@ -76,10 +81,8 @@ async fn print(mut stream: TextStream) -> Result<()> {
             TextEvent::Done(_) => "\n".to_owned(),
             TextEvent::Failed(error) => return Err(error.into()),
         };
-        let mut out = std::io::stdout();
-        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => break,
-            outcome => outcome?,
+        if !say(&text)? {
+            break;
         }
     }
     Ok(())

@@ -1,19 +1,22 @@
 //! `shoal up` and `shoal serve`: a cell behind an OpenAI-compatible address.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use shoal_cluster::{Cell, CellConfig, Placement};
-use shoal_server::{Generator, ServerConfig};
+use shoal_server::{Generator, ModelText, ServerConfig};
 use tokio::net::TcpListener;
 use tracing::info;
 
 use super::{cell, model, runtime};
 use crate::cli::{HttpArgs, LogArgs, ServeArgs, UpArgs};
 use crate::model_file::ModelFile;
+use crate::progress::say;
 use crate::settings::Home;
+use crate::signals::Signals;
 
 pub(crate) fn up(args: &UpArgs, logs: &LogArgs) -> Result<()> {
     let placement = Placement::Local { nodes: args.nodes };
@@ -48,28 +51,30 @@ fn start(
     logs: &LogArgs,
 ) -> Result<()> {
     let home = Home::locate()?;
-    let server = server_config(http)?;
+    server_config(http)?;
     // Before the model is fetched and loaded: a taken port should not cost minutes.
     let listener = bind(http)?;
     let model = model::resolve(&home, model)?;
     let file = ModelFile::open(&model.path)?;
     let config = cell::config(&model, &file, placement, cell_args)?;
     let program = cell::program(logs, "info")?;
+    let text = file.text()?;
     runtime()?.block_on(async {
+        let signals = Signals::catch()?;
         let cell = Cell::start(config.clone(), program, &home.run_root())?;
-        serve_cell(cell, &config, &file, listener, server).await
+        serve_cell(cell, &config, text, listener, http, signals).await
     })
 }
 
 fn attach(model: Option<&str>, http: &HttpArgs, logs: &LogArgs) -> Result<()> {
     let home = Home::locate()?;
-    let server = server_config(http)?;
     let listener = bind(http)?;
     let program = cell::program(logs, "info")?;
     runtime()?.block_on(async {
-        let (cell, config) = Cell::attach(model, &program, &home.run_root())?;
-        let file = ModelFile::open(&config.model)?;
-        serve_cell(cell, &config, &file, listener, server).await
+        let signals = Signals::catch()?;
+        let text_of = |config: &CellConfig| ModelFile::open(&config.model)?.text();
+        let (cell, config, text) = Cell::attach(model, &program, &home.run_root(), text_of)?;
+        serve_cell(cell, &config, text, listener, http, signals).await
     })
 }
 
@@ -77,47 +82,65 @@ fn attach(model: Option<&str>, http: &HttpArgs, logs: &LogArgs) -> Result<()> {
 async fn serve_cell(
     cell: Cell,
     config: &CellConfig,
-    file: &ModelFile,
+    text: Arc<ModelText>,
     listener: std::net::TcpListener,
-    server: ServerConfig,
+    http: &HttpArgs,
+    mut signals: Signals,
 ) -> Result<()> {
     let address = listener.local_addr()?;
-    let listener = TcpListener::from_std(listener)?;
-    let generator = Generator::new(
-        cell.client().clone(),
-        file.text()?,
-        cell::generator_config(config),
+    let generator = Generator::new(cell.client().clone(), text, cell::generator_config(config));
+    let router = shoal_server::router(generator, server_config(http)?);
+    info!(
+        body_limit_bytes = http.body_limit,
+        request_timeout_s = http.request_timeout,
+        step_timeout_ms = config.step_timeout_ms,
+        join_timeout_ms = config.join_timeout_ms,
+        orphan_timeout_ms = config.orphan_timeout_ms,
+        "front bounds"
     );
-    let router = shoal_server::router(generator, server);
     let (stop_http, http_stopped) = tokio::sync::oneshot::channel::<()>();
-    let http = tokio::spawn(shoal_server::serve(listener, router, async {
+    let listener = TcpListener::from_std(listener)?;
+    let serving = tokio::spawn(shoal_server::serve(listener, router, async {
         let _ = http_stopped.await;
     }));
 
-    let outcome = cell::with_cell(cell, false, async |_| {
-        announce(address, config);
-        cell::stop_signal().await
-    })
-    .await;
+    let outcome = tokio::select! {
+        outcome = cell::ready(&cell) => match outcome.and_then(|_| announce(address, config, http)) {
+            Ok(()) => {
+                signals.any().await;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        },
+        () = signals.any() => Err(anyhow!("interrupted before the cell was ready")),
+    };
+    cell::stop(cell).await?;
     let _ = stop_http.send(());
-    http.await??;
+    serving.await??;
     outcome
 }
 
 /// The line that scripts wait for, and one to try.
-#[expect(
-    clippy::print_stdout,
-    reason = "the ready line is this command's output"
-)]
-fn announce(address: SocketAddr, config: &CellConfig) {
+fn announce(address: SocketAddr, config: &CellConfig, http: &HttpArgs) -> Result<()> {
     let model = &config.model_name;
     let world = config.placement.world();
-    println!("ready http://{address} model={model} nodes={world}");
-    println!(
-        "try: curl http://{address}/v1/chat/completions -H 'content-type: application/json' \
-         -d '{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\"content\":\"Name three primary colors.\"}}]}}'"
-    );
+    let reachable = match address.ip().is_unspecified() {
+        true => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
+        false => address,
+    };
+    let key = http
+        .api_key_file
+        .as_deref()
+        .map_or_else(String::new, |file| {
+            format!("-H \"authorization: Bearer $(cat {})\" ", file.display())
+        });
+    say(&format!(
+        "ready http://{address} model={model} nodes={world}\n\
+         try: curl http://{reachable}/v1/chat/completions {key}-H 'content-type: application/json' \
+         -d '{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\"content\":\"Name three primary colors.\"}}]}}'\n"
+    ))?;
     info!(%address, model, world, "serving");
+    Ok(())
 }
 
 fn bind(http: &HttpArgs) -> Result<std::net::TcpListener> {
