@@ -182,6 +182,8 @@ class Cell(Process):
         cleanup = case.addClassCleanup if isinstance(case, type) else case.addCleanup
         cleanup(self.end)
         self.wait_ready()
+        ready = f"ready {self.url} "
+        eventually(lambda: any(line.startswith(ready) for line in self.out), f"the line {ready!r}\n{self.logs()}")
         return self
 
     def wait_ready(self, timeout=READY_S):
@@ -262,7 +264,7 @@ class Stream:
         body = {"model": MODEL, "prompt": "Once", "max_tokens": 3000, "ignore_eos": True, "stream": True, **options}
         line = ["curl", "-sS", "-N", "--max-time", "120", cell.url + "/v1/completions"]
         line += ["-H", "content-type: application/json", "-d", json.dumps(body)]
-        self.popen = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+        self.popen = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.events, self.ended_at = [], None
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

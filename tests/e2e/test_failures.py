@@ -103,6 +103,18 @@ class LostFront(Case):
         self.assertEqual(new.wait(), 0)
         old.wait_gone()
 
+    def test_a_front_that_attached_forms_the_cell_again_after_a_loss(self):
+        old = Cell.local("--orphan-timeout", "60").start(self)
+        os.kill(old.pid, signal.SIGKILL)
+        old.wait_dead()
+        new = Cell("--attach").start(self)
+
+        os.kill(old.rank_pids()[1], signal.SIGKILL)
+        eventually(lambda: sorted(new.rank_pids()) == [0, 1], "the new front starts ranks of its own", 30)
+        new.wait_ready()
+        self.assert_names_colors(new.chat())
+        old.wait_gone()
+
     def test_ranks_without_a_front_exit_in_time(self):
         cell = Cell.local("--orphan-timeout", "2").start(self)
         os.kill(cell.pid, signal.SIGKILL)

@@ -74,6 +74,14 @@ class Remote(Case):
         cell.wait_ready()
         self.assert_names_colors(cell.chat())
 
+    def test_a_second_cell_is_refused_and_the_first_goes_on(self):
+        node = self.node()
+        cell = self.serve().start(self)
+        before = node.rank_pids()
+        self.assert_refused(self.refuse("--token-file", self.token), "another cell")
+        self.assertEqual(node.rank_pids(), before)
+        self.assert_names_colors(cell.chat())
+
     def test_a_node_that_is_stopped_leaves_no_process(self):
         node = self.node()
         self.serve().start(self)
