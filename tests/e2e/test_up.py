@@ -17,7 +17,7 @@ class Up(Case):
         # The line it offers is run as a newcomer would paste it.
         offered = eventually(lambda: [line for line in cell.out + cell.log if "curl " in line], "a curl line")[0]
         line = offered[offered.index("curl ") :]
-        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120)
         self.assertTrue(json.loads(done.stdout)["choices"], done.stderr)
 
         cell.interrupt()
