@@ -127,6 +127,8 @@ pub struct RankStatus {
 pub struct Status {
     /// What the cell is doing.
     pub state: CellState,
+    /// The loss that the cell has not recovered from yet, while it forms again.
+    pub last_loss: Option<Loss>,
     /// Its ranks, in order.
     pub ranks: Vec<RankStatus>,
     /// Open requests that no step has worked on yet.

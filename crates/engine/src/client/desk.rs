@@ -23,6 +23,8 @@ pub(super) struct Desk {
     attachment: Option<Attachment>,
     attachments: u64,
     journal: Journal,
+    /// Kept while the cell forms again, so that whoever asks meanwhile hears why it is not ready.
+    last_loss: Option<Loss>,
     ranks: Vec<RankState>,
     counters: Counters,
     /// Smoothed time that requests take from submission to end.
@@ -47,6 +49,7 @@ impl Default for Desk {
             attachment: None,
             attachments: 0,
             journal: Journal::default(),
+            last_loss: None,
             ranks: Vec::new(),
             counters: Counters::default(),
             request_seconds: 0.0,
@@ -182,6 +185,7 @@ impl Desk {
         // One loss ends the group: the other ranks go too.
         self.ranks.fill(RankState::Stopping);
         self.set_rank_state(rank, RankState::Lost);
+        self.last_loss = Some(loss.clone());
         self.state = CellState::Lost(loss);
     }
 
@@ -207,6 +211,7 @@ impl Desk {
         let running = self.journal.started();
         Status {
             state: self.state.clone(),
+            last_loss: self.last_loss.clone(),
             ranks: self.ranks.iter().enumerate().map(rank_status).collect(),
             waiting: self.journal.len() - running,
             running,
@@ -217,18 +222,22 @@ impl Desk {
 
     /// Says for a person why the cell takes no requests.
     pub(super) fn why_not_ready(&self) -> String {
-        match &self.state {
+        let now = match &self.state {
             CellState::Starting => "its ranks are starting".to_owned(),
             CellState::Loading {
                 done_bytes,
                 total_bytes,
             } => {
-                let percent = done_bytes.saturating_mul(100) / (*total_bytes).max(1);
-                format!("it is loading its model, {percent} % done")
+                let (done, total) = (done_bytes / 1_000_000, total_bytes / 1_000_000);
+                format!("loading: {done} of {total} MB")
             }
-            CellState::Ready => "its connection is gone".to_owned(),
-            CellState::Lost(loss) => format!("{loss}; the cell has to form again"),
-            CellState::Stopping => "it was told to end".to_owned(),
+            CellState::Ready => return "its connection is gone".to_owned(),
+            CellState::Lost(loss) => return format!("{loss}; the cell has to form again"),
+            CellState::Stopping => return "it was told to end".to_owned(),
+        };
+        match &self.last_loss {
+            Some(loss) => format!("{loss}; the cell is forming again ({now})"),
+            None => now,
         }
     }
 
@@ -239,6 +248,7 @@ impl Desk {
             Phase::Loading { .. } => RankState::Loading,
             Phase::Ready(info) => {
                 self.info = Some(info);
+                self.last_loss = None;
                 RankState::Ready
             }
         };

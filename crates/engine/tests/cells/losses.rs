@@ -174,10 +174,19 @@ fn the_same_client_serves_the_re_formed_cell() {
 
     let mut formed = Cell::new(2);
     let rendezvous = formed.start_root(&client).fabric.expect("several ranks");
+    // Whoever asks while it forms again hears whom it lost.
+    let lost_rank = client.status().last_loss.map(|loss| loss.rank);
+    assert_eq!(lost_rank, Some(Rank(1)));
+    let Err(SubmitError::NotReady(why)) = client.submit(greedy(PROMPT, 1)) else {
+        panic!("taken by a cell that is not there")
+    };
+    assert!(why.starts_with("rank 1 was lost: "), "{why}");
+    assert!(why.contains("; the cell is forming again ("), "{why}");
     formed.start_member(1, rendezvous);
     client
         .wait_ready(Instant::now() + PATIENCE)
         .expect("ready again");
+    assert_eq!(client.status().last_loss, None);
     assert_eq!(reply(&client, greedy(PROMPT, 5)).len(), 5);
     client.shutdown();
     formed.ends_well();
