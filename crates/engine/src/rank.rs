@@ -13,7 +13,7 @@ use crate::error::RankError;
 use crate::root::Root;
 use crate::status::RankReport;
 use crate::step::{Step, StepBounds};
-use crate::wire;
+use crate::wire::{self, Patience};
 
 /// What a rank has to know when its process starts.
 #[derive(Clone, Debug)]
@@ -32,7 +32,8 @@ pub struct RankConfig {
     pub isa: Isa,
     /// Pins its threads to the cores from this one on.
     pub first_core: Option<usize>,
-    /// How long a peer may be still within a step, and rank 0 between two steps.
+    /// How long a peer may be still within a step, and rank 0 between two steps. The front gives rank 0 up after four
+    /// times this and 2 s of silence, so a whole step has to take less.
     pub step_timeout: Duration,
     /// How long the ranks may take to find each other, and be still while weights are handed out.
     pub join_timeout: Duration,
@@ -186,6 +187,19 @@ impl RankConfig {
         })?)
     }
 
+    /// How long the front bears rank 0's silence: longer than the ranks bear each other's, since it is to hear from rank 0
+    /// which other rank hangs, and since a step, in which rank 0 says nothing, computes and exchanges more than once.
+    pub(crate) fn patience(&self) -> Patience {
+        let times = |times: u32, silence: Duration| {
+            let patience = silence.saturating_mul(times);
+            patience.saturating_add(FRONT_MARGIN)
+        };
+        Patience {
+            forming: times(2, self.silence_while_loading()),
+            serving: times(4, self.step_timeout),
+        }
+    }
+
     pub(crate) fn silence_while_loading(&self) -> Duration {
         self.join_timeout.max(self.step_timeout)
     }
@@ -234,5 +248,7 @@ impl RankReport {
     }
 }
 
+/// A busy machine may hold back what rank 0 says between two steps for this long.
+const FRONT_MARGIN: Duration = Duration::from_secs(2);
 /// The rank that leads.
 pub(crate) const ROOT: Rank = Rank(0);

@@ -15,6 +15,8 @@ pub(crate) struct Reception {
     outbox: Option<Outbox>,
     /// Frames that wait for the end of the step.
     pending: Vec<u8>,
+    /// When the front was last told something.
+    told: Instant,
     /// Since when there has been no front.
     orphaned_since: Option<Instant>,
     /// What came while nobody took orders.
@@ -37,6 +39,7 @@ impl Reception {
             herald,
             outbox: None,
             pending: Vec::new(),
+            told: Instant::now(),
             orphaned_since: Some(Instant::now()),
             early: None,
         }
@@ -91,11 +94,20 @@ impl Reception {
         }
     }
 
+    /// Tells the front that this thread is alive, unless it has just heard something. Only the step thread may say so.
+    pub(crate) fn show_life(&mut self) {
+        if self.told.elapsed() >= ALIVE_EVERY {
+            self.note(&Notice::Alive);
+        }
+        self.flush();
+    }
+
     /// Sends what was noted. A front that has stopped reading is cut off rather than waited for.
     pub(crate) fn flush(&mut self) {
         if self.pending.is_empty() {
             return;
         }
+        self.told = Instant::now();
         let frames = std::mem::take(&mut self.pending);
         if let Some(outbox) = self.outbox.take_if(|outbox| !outbox.send(frames)) {
             warn!("the front has stopped reading; hanging up");
@@ -116,3 +128,6 @@ impl Reception {
             .map_or(Duration::ZERO, |since| since.elapsed())
     }
 }
+
+/// Often enough for the shortest patience of a front, which is seconds.
+const ALIVE_EVERY: Duration = Duration::from_millis(400);

@@ -49,6 +49,7 @@ impl Root {
             world: self.config.world,
             model_name: self.model_name.clone(),
             phase: Phase::Starting,
+            patience: self.config.patience(),
         };
         let (done, outcome) = mpsc::channel();
         let (front, inputs) = Front::open(&self.socket, greeting, self.inputs_max(), done.clone())?;

@@ -79,6 +79,8 @@ impl<'a> StepLoop<'a> {
     fn turn(&mut self) -> Result<bool, RankError> {
         self.take_orders();
         let (step, sampled) = self.plan();
+        // Also before a step, which may be long.
+        self.reception.show_life();
         self.broadcast(&step)?;
         match step {
             Step::Run(spans) => self.run(&spans, &sampled)?,
@@ -279,7 +281,7 @@ mod tests {
     use super::*;
     use crate::front::{Front, Input};
     use crate::request::Sampling;
-    use crate::wire::Greeting;
+    use crate::wire::{Greeting, Patience};
 
     const LIMITS: Limits = Limits {
         waiting_max: 2,
@@ -330,6 +332,10 @@ mod tests {
             world: 1,
             model_name: "tiny".to_owned(),
             phase: Phase::Starting,
+            patience: Patience {
+                forming: Duration::MAX,
+                serving: Duration::MAX,
+            },
         };
         let (front, _) = Front::open(
             &folder.path().join("socket"),

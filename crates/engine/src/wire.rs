@@ -7,6 +7,7 @@
 
 use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::bytes::{Put, Reader};
 use crate::request::{Event, Request};
@@ -21,7 +22,7 @@ use fields::{
 pub use crate::bytes::DecodeError;
 
 /// The version of this protocol. It grows with every change; there is no talk between versions.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// What the front says.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,6 +78,8 @@ pub enum Notice {
     },
     /// What each rank holds, in order.
     Ranks(Vec<RankReport>),
+    /// The thread that leads the ranks is at work, and has nothing else to say.
+    Alive,
 }
 
 /// What rank 0 says of itself.
@@ -90,6 +93,28 @@ pub struct Greeting {
     pub model_name: String,
     /// How far it is.
     pub phase: Phase,
+    /// How long it may be silent.
+    pub patience: Patience,
+}
+
+/// How long rank 0 may be silent before its front gives it up; in whole milliseconds on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// Until the cell is ready.
+    pub forming: Duration,
+    /// While it serves.
+    pub serving: Duration,
+}
+
+impl Patience {
+    /// Returns what holds in a phase.
+    #[must_use]
+    pub fn during(&self, phase: &Phase) -> Duration {
+        match phase {
+            Phase::Ready(_) => self.serving,
+            Phase::Starting | Phase::Loading { .. } | Phase::Lost(_) => self.forming,
+        }
+    }
 }
 
 /// How far a cell is.
@@ -176,6 +201,8 @@ impl Notice {
                 out.put_size(greeting.world);
                 out.put_text(&greeting.model_name);
                 put_phase(out, &greeting.phase);
+                put_milliseconds(out, greeting.patience.forming);
+                put_milliseconds(out, greeting.patience.serving);
             }
             Self::Busy => out.put_u8(1),
             // A greeting with nothing after the version.
@@ -200,6 +227,7 @@ impl Notice {
                     put_report(out, report);
                 }
             }
+            Self::Alive => out.put_u8(7),
         });
     }
 
@@ -220,6 +248,10 @@ impl Notice {
                     world: from.size()?,
                     model_name: from.text()?,
                     phase: phase(&mut from)?,
+                    patience: Patience {
+                        forming: Duration::from_millis(from.u64()?),
+                        serving: Duration::from_millis(from.u64()?),
+                    },
                 })
             }
             1 => Self::Busy,
@@ -230,6 +262,7 @@ impl Notice {
                 event: event(&mut from)?,
             },
             6 => Self::Ranks(from.list(REPORT_BYTES_MIN, report)?),
+            7 => Self::Alive,
             tag => {
                 return Err(DecodeError::Unknown {
                     what: "notice",
@@ -290,6 +323,10 @@ fn framed(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
     body(out);
     let len = u32::try_from(out.len() - start - 4).expect("a message is far below 4 GiB");
     out[start..start + 4].copy_from_slice(&len.to_le_bytes());
+}
+
+fn put_milliseconds(out: &mut Vec<u8>, duration: Duration) {
+    out.put_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
 }
 
 fn put_greeting(out: &mut Vec<u8>, version: u16) {
@@ -391,6 +428,10 @@ mod tests {
                 world: 2,
                 model_name: model_name.clone(),
                 phase,
+                patience: Patience {
+                    forming: Duration::from_millis(9),
+                    serving: Duration::from_millis(u64::MAX),
+                },
             })
         };
         vec![
@@ -426,6 +467,7 @@ mod tests {
             event(Event::Failed(Failure::Refused("full".to_owned()))),
             event(Event::Failed(Failure::Internal("no".to_owned()))),
             Notice::Ranks(vec![report.clone(), report]),
+            Notice::Alive,
         ]
     }
 
@@ -492,7 +534,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decoding_never_panics(tag in 0..8_u8, bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn decoding_never_panics(tag in 0..9_u8, bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let tagged = [&[tag], &bytes[..]].concat();
             let _ = Command::decode(&tagged);
             let _ = Notice::decode(&tagged);

@@ -8,9 +8,10 @@ mod damage;
 use shoal_engine::{
     client::{Request, Sampling},
     step::Step,
-    wire::{Command, Greeting, Notice, Phase, VERSION},
+    wire::{Command, Greeting, Notice, Patience, Phase, VERSION},
 };
 use shoal_model::Span;
+use std::time::Duration;
 
 #[test]
 fn damaged_messages_are_read_or_refused() {
@@ -46,8 +47,16 @@ fn notices() -> Vec<Vec<u8>> {
             done_bytes: 1,
             total_bytes: 2,
         },
+        patience: Patience {
+            forming: Duration::from_secs(60),
+            serving: Duration::from_secs(20),
+        },
     };
-    let notices = [Notice::Hello(greeting), Notice::Started { id: 7 }];
+    let notices = [
+        Notice::Hello(greeting),
+        Notice::Started { id: 7 },
+        Notice::Alive,
+    ];
     notices
         .iter()
         .map(|it| frame(|out| it.encode(out)))

@@ -1,6 +1,6 @@
 //! One attachment to rank 0's socket: the greeting, then a thread for each direction.
 
-use std::io::{BufReader, Write};
+use std::io::{self, BufReader, ErrorKind, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -12,12 +12,13 @@ use shoal_fabric::Rank;
 
 use super::{AttachError, Shared};
 use crate::status::Loss;
-use crate::wire::{self, Command, Greeting, Notice};
+use crate::wire::{self, Command, Greeting, Notice, Patience};
 
 /// A connection whose greetings are over.
 pub(super) struct Connection {
     reader: BufReader<UnixStream>,
     writer: UnixStream,
+    patience: Patience,
 }
 
 /// Connects to a rank 0 and exchanges greetings.
@@ -57,9 +58,14 @@ pub(super) fn greet(
         Ok(_) => return Err(AttachError::Protocol("it did not greet".to_owned())),
         Err(error) => return Err(AttachError::Protocol(error.to_string())),
     };
-    // From now on it speaks when it has something to say.
-    writer.set_read_timeout(None).map_err(unreachable)?;
-    Ok((Connection { reader, writer }, greeting))
+    let patience = greeting.patience;
+    bear(&writer, patience.during(&greeting.phase)).map_err(unreachable)?;
+    let connection = Connection {
+        reader,
+        writer,
+        patience,
+    };
+    Ok((connection, greeting))
 }
 
 impl Connection {
@@ -70,12 +76,18 @@ impl Connection {
         frames: &async_channel::Receiver<Vec<u8>>,
         shared: &Arc<Shared>,
     ) {
-        let Self { reader, writer } = self;
+        let Self {
+            reader,
+            writer,
+            patience,
+        } = self;
         let frames = frames.clone();
         spawn("cell-writer", move || write_frames(writer, &frames));
         // Weak: the client ends when its holders and its streams are gone.
         let shared = Arc::downgrade(shared);
-        spawn("cell-reader", move || read_notices(reader, number, &shared));
+        spawn("cell-reader", move || {
+            read_notices(reader, patience, number, &shared)
+        });
     }
 }
 
@@ -89,7 +101,12 @@ fn write_frames(mut writer: UnixStream, frames: &async_channel::Receiver<Vec<u8>
     let _ = writer.shutdown(Shutdown::Both);
 }
 
-fn read_notices(mut reader: BufReader<UnixStream>, number: u64, shared: &Weak<Shared>) {
+fn read_notices(
+    mut reader: BufReader<UnixStream>,
+    patience: Patience,
+    number: u64,
+    shared: &Weak<Shared>,
+) {
     let mut frame = Vec::new();
     let loss = loop {
         let root = |reason: String| Loss {
@@ -98,8 +115,14 @@ fn read_notices(mut reader: BufReader<UnixStream>, number: u64, shared: &Weak<Sh
         };
         if let Err(error) = wire::read_frame(&mut reader, &mut frame) {
             break root(match error.kind() {
-                std::io::ErrorKind::UnexpectedEof => {
+                ErrorKind::UnexpectedEof => {
                     "its process closed the connection to the front".to_owned()
+                }
+                // What a read says whose timeout has passed, on one system or another.
+                ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                    let silence = reader.get_ref().read_timeout().ok().flatten();
+                    let silence_ms = silence.unwrap_or_default().as_millis();
+                    format!("it was silent for {silence_ms} ms")
                 }
                 _ => format!("the connection from the front failed: {error}"),
             });
@@ -109,6 +132,11 @@ fn read_notices(mut reader: BufReader<UnixStream>, number: u64, shared: &Weak<Sh
         };
         match Notice::decode(&frame) {
             Ok(notice) => {
+                if let Notice::Phase(phase) = &notice
+                    && let Err(error) = bear(reader.get_ref(), patience.during(phase))
+                {
+                    break root(format!("the connection from the front failed: {error}"));
+                }
                 if let Err(loss) = shared.hear(number, notice) {
                     break loss;
                 }
@@ -119,6 +147,11 @@ fn read_notices(mut reader: BufReader<UnixStream>, number: u64, shared: &Weak<Sh
     if let Some(shared) = shared.upgrade() {
         shared.lose(number, loss);
     }
+}
+
+/// Sets for how long rank 0 may be silent from now on. To the system, zero would be a mistake.
+fn bear(stream: &UnixStream, silence: Duration) -> io::Result<()> {
+    stream.set_read_timeout(Some(silence.max(Duration::from_millis(1))))
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {

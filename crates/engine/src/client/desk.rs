@@ -151,6 +151,7 @@ impl Desk {
                 self.counters.generated_tokens_total += u64::from(appended);
             }
             Notice::Event { id, event } => self.end(id, event),
+            Notice::Alive => {}
             Notice::Ranks(reports) => self.reports = (self.reports.0 + 1, reports),
             Notice::Hello(_) | Notice::Busy | Notice::Version { .. } => {
                 return Err(broken("it greeted a second time"));

@@ -13,7 +13,7 @@ use shoal_engine::client::{
     SubmitError,
 };
 use shoal_engine::step::{Step, StepBounds};
-use shoal_engine::wire::{self, Command, Greeting, Notice, Phase};
+use shoal_engine::wire::{self, Command, Greeting, Notice, Patience, Phase};
 use shoal_fabric::{Rank, tcp};
 use shoal_kernels::{Cpu, CpuConfig, Isa};
 use shoal_model::Model;
@@ -316,6 +316,10 @@ impl Played {
     }
 
     fn attach_ready(&self, client: &Client) -> UnixStream {
+        self.attach_in(client, Self::ready(), PATIENCE)
+    }
+
+    fn ready() -> Phase {
         let limits = Limits {
             waiting_max: 1,
             running_max: 1,
@@ -331,12 +335,21 @@ impl Played {
             world: 2,
             limits,
         };
-        let phase = Phase::Ready(info);
+        Phase::Ready(info)
+    }
+
+    /// Attaches a client that bears a silence of `serving` while the cell serves.
+    fn attach_in(&self, client: &Client, phase: Phase, serving: Duration) -> UnixStream {
+        let patience = Patience {
+            forming: PATIENCE,
+            serving,
+        };
         let greeting = Greeting {
             fabric: None,
             world: 2,
             model_name: "played".to_owned(),
             phase,
+            patience,
         };
         let (stream, attached) = self.attach(client, &[Notice::Hello(greeting)]);
         attached.expect("attached");
@@ -390,6 +403,83 @@ fn the_loss_of_rank_0_fails_every_stream_by_name() {
     assert_rank_0_lost(&drain(second).1);
     assert_eq!(client.losses().recv_blocking().expect("told").rank, Rank(0));
     assert_eq!(client.status().counters.failed_total, 2);
+}
+
+#[test]
+fn a_rank_0_that_falls_silent_is_given_up() {
+    let (played, client) = (Played::new(), Client::new());
+    let silence = Duration::from_millis(20);
+    let mut hung = played.attach_in(&client, Phase::Starting, silence);
+    // While the cell forms it may be silent for longer, and it is ready only when it says so.
+    let Err(SubmitError::NotReady(why)) = client.submit(greedy(PROMPT, 1)) else {
+        panic!("taken by a cell that is not ready")
+    };
+    assert_eq!(why, "its ranks are starting");
+    tell(&mut hung, &[Notice::Alive, Notice::Phase(Played::ready())]);
+    let loss = client.losses().recv_blocking().expect("told");
+    let reason = "it was silent for 20 ms".to_owned();
+    let expected = Loss {
+        rank: Rank(0),
+        reason,
+    };
+    assert_eq!(loss, expected);
+    assert_eq!(client.status().state, CellState::Lost(expected));
+    // Its socket is open to the end: nothing but the silence gave it away.
+    drop(hung);
+}
+
+#[test]
+fn the_streams_of_a_rank_0_that_falls_silent_fail() {
+    let (played, client) = (Played::new(), Client::new());
+    let hung = played.attach_in(&client, Played::ready(), Duration::from_secs(1));
+    let stream = client.submit(greedy(PROMPT, 4)).expect("taken");
+    assert_rank_0_lost(&drain(stream).1);
+    drop(hung);
+}
+
+#[test]
+fn a_rank_0_with_nothing_to_do_says_that_it_is_alive() {
+    let mut cell = Cell::new(1);
+    let client = cell.start_all();
+    client.detach(Loss {
+        rank: Rank(0),
+        reason: "left".to_owned(),
+    });
+    let mut stream = loop {
+        let mut stream = UnixStream::connect(cell.socket()).expect("it listens");
+        say_hello(&mut stream);
+        match notice(&mut stream) {
+            Notice::Hello(_) => break stream,
+            Notice::Busy => {} // not rid of the other front yet
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(matches!(
+        notice(&mut stream),
+        Notice::Phase(Phase::Ready(_))
+    ));
+    for _ in 0..2 {
+        assert_eq!(notice(&mut stream), Notice::Alive);
+    }
+    drop(stream);
+    attach(&client, &cell);
+    client.shutdown();
+    cell.ends_well();
+}
+
+fn say_hello(stream: &mut UnixStream) {
+    let mut frame = Vec::new();
+    Command::Hello {
+        version: wire::VERSION,
+    }
+    .encode(&mut frame);
+    stream.write_all(&frame).expect("sent");
+}
+
+fn notice(stream: &mut UnixStream) -> Notice {
+    let mut frame = Vec::new();
+    wire::read_frame(stream, &mut frame).expect("a notice");
+    Notice::decode(&frame).expect("one that makes sense")
 }
 
 #[test]

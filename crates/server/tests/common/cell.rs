@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use shoal_engine::client::{CellInfo, Client, Event, FinishReason, Limits, Place, Request, Timing};
-use shoal_engine::wire::{self, Command, Greeting, Notice, Phase};
+use shoal_engine::wire::{self, Command, Greeting, Notice, Patience, Phase};
 use tempfile::TempDir;
 use tokio::sync::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -185,6 +185,10 @@ fn greeting(running_max: usize, waiting_max: usize) -> Notice {
                 context: CONTEXT,
             },
         }),
+        patience: Patience {
+            forming: Duration::from_secs(60),
+            serving: Duration::from_secs(60),
+        },
     })
 }
 
