@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::field::{self, BadField, Fields};
-use crate::options::{Options, StreamOptions, Unsupported, refuse, token_ids};
+use crate::options::{Options, StreamOptions, Unsupported, at_most, refuse, token_ids};
 use crate::{FinishReason, Null, Performance, Usage};
 
 /// A valid request to continue some text.
@@ -12,7 +12,7 @@ use crate::{FinishReason, Null, Performance, Usage};
 pub struct CompletionRequest {
     /// The name of the model; never empty.
     pub model: String,
-    /// What to continue, one choice each; at least one.
+    /// What to continue, one choice each; at least one and at most [`PROMPTS_MAX`].
     pub prompts: Vec<Prompt>,
     /// How to choose tokens and when to end. OpenAI's default for `max_tokens` here is [`MAX_TOKENS_DEFAULT`].
     pub options: Options,
@@ -28,6 +28,9 @@ pub enum Prompt {
     /// Token ids, taken as they are; never empty.
     Tokens(Vec<u32>),
 }
+
+/// Most prompts in one request.
+pub const PROMPTS_MAX: usize = 32;
 
 /// How many tokens a completion has when the request does not say.
 pub const MAX_TOKENS_DEFAULT: u32 = 16;
@@ -73,7 +76,10 @@ fn prompts(value: &Value) -> Result<Vec<Prompt>, BadField> {
     match items.first() {
         None => Err(BadField::invalid("prompt", "it must not be empty")),
         Some(Value::Number(_)) => Ok(vec![tokens("prompt", value)?]),
-        Some(_) => items.iter().enumerate().map(prompt).collect(),
+        Some(_) => {
+            at_most("prompt", items, PROMPTS_MAX, "prompts")?;
+            items.iter().enumerate().map(prompt).collect()
+        }
     }
 }
 

@@ -29,7 +29,7 @@ pub struct Options {
     pub max_tokens: Option<u32>,
     /// Texts that end the reply, at most four, none empty. They are not part of the reply.
     pub stop: Vec<String>,
-    /// More tokens that end the reply.
+    /// More tokens that end the reply, at most 128.
     pub stop_token_ids: Vec<u32>,
     /// Go on past the model's own end-of-text tokens; for benchmarks.
     pub ignore_eos: bool,
@@ -81,7 +81,7 @@ impl Options {
             max_tokens: max_tokens(fields)?,
             stop: stop(fields)?,
             stop_token_ids: match fields.value("stop_token_ids") {
-                Some(value) => token_ids(&fields.path("stop_token_ids"), value)?,
+                Some(value) => stop_token_ids(&fields.path("stop_token_ids"), value)?,
                 None => Vec::new(),
             },
             ignore_eos: fields.boolean("ignore_eos", false)?,
@@ -181,6 +181,23 @@ pub(crate) fn token_ids(path: &str, value: &Value) -> Result<Vec<u32>, BadField>
     items.iter().enumerate().map(id).collect()
 }
 
+/// Refuses a list that is longer than the server wants to look through.
+pub(crate) fn at_most(path: &str, items: &[Value], max: usize, what: &str) -> Result<(), BadField> {
+    match items.len() {
+        len if len > max => Err(BadField::invalid(
+            path,
+            format_args!("at most {max} {what} are allowed, but got {len}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn stop_token_ids(path: &str, value: &Value) -> Result<Vec<u32>, BadField> {
+    let items = value.as_array().map_or(&[][..], Vec::as_slice);
+    at_most(path, items, STOP_TOKENS_MAX, "token ids")?;
+    token_ids(path, value)
+}
+
 fn seed(fields: &Fields<'_>) -> Result<Option<u64>, BadField> {
     let Some(value) = fields.value("seed") else {
         return Ok(None);
@@ -215,15 +232,7 @@ fn stop(fields: &Fields<'_>) -> Result<Vec<String>, BadField> {
             ));
         }
     };
-    if texts.len() > STOPS_MAX {
-        return Err(BadField::invalid(
-            "stop",
-            format_args!(
-                "at most {STOPS_MAX} strings are allowed, but got {}",
-                texts.len()
-            ),
-        ));
-    }
+    at_most("stop", texts, STOPS_MAX, "strings")?;
     let text = |text: &Value| match text {
         Value::String(text) if text.is_empty() => {
             Err(BadField::invalid("stop", "a stop string must not be empty"))
@@ -248,6 +257,8 @@ fn is_empty(value: &Value) -> bool {
 }
 
 const STOPS_MAX: usize = 4;
+/// Every token of the reply is looked up in them.
+const STOP_TOKENS_MAX: usize = 128;
 
 const UNSUPPORTED: &[Unsupported] = &[
     Unsupported::new("n", |value| value == 1, "only 1"),

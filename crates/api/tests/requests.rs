@@ -351,3 +351,22 @@ fn bad_completions_are_refused() {
     "#]],
     );
 }
+
+#[test]
+fn long_lists_are_refused_with_their_bound() {
+    let ids = |count| json!({"stop_token_ids": vec![1; count]});
+    assert!(chat::parse(&chat_body(ids(128))).is_ok());
+    let prompts = |count| completion_body(json!({"prompt": vec!["a"; count]}));
+    assert!(completion::parse(&prompts(32)).is_ok());
+    // Token ids are one prompt, however many they are.
+    assert!(completion::parse(&completion_body(json!({"prompt": vec![1; 33]}))).is_ok());
+    let mut refused = refusals([chat_body(ids(129))]);
+    refused += &told(&completion::parse(&prompts(33)).expect_err("too many"));
+    check(
+        &refused,
+        &expect![[r#"
+        stop_token_ids | invalid_value | Invalid value for 'stop_token_ids': at most 128 token ids are allowed, but got 129.
+        prompt | invalid_value | Invalid value for 'prompt': at most 32 prompts are allowed, but got 33.
+    "#]],
+    );
+}

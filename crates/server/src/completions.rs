@@ -1,6 +1,7 @@
 //! `POST /v1/completions`.
 
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::response::Response;
 use futures_util::future::try_join_all;
 use serde::Serialize;
@@ -16,6 +17,18 @@ use crate::router::{Body, Front};
 pub(crate) async fn create(State(front): State<Front>, body: Body) -> Result<Response, ApiError> {
     let request = completion::parse(&body.0)?;
     front.require_model(&request.model)?;
+    // Each prompt takes a place in the queue: more than there are would be refused even by an idle cell.
+    if let Some(limits) = front.generator.client().status().limits
+        && request.prompts.len() > limits.open_max()
+    {
+        let message = format!(
+            "Invalid value for 'prompt': at most {} prompts fit this server's batch and queue, but got {}.",
+            limits.open_max(),
+            request.prompts.len()
+        );
+        let error = ApiError::client(StatusCode::BAD_REQUEST, "invalid_value", message);
+        return Err(error.about("prompt"));
+    }
     let options = request.options;
     let begin = |prompt| front.generator.complete(prompt, options.clone());
     let mut choices = try_join_all(request.prompts.into_iter().map(begin)).await?;

@@ -10,8 +10,9 @@ use shoal_engine::client::{Client, Request, Sampling, SubmitError};
 use shoal_text::{ChatMessage, ChatTemplate, LocalTime, Special, Tokenizer};
 
 use crate::error::GenerateError;
-use crate::random;
+use crate::prompt_work::PromptWork;
 use crate::stream::TextStream;
+use crate::{random, status};
 
 /// What turns text into tokens and back for one model.
 pub struct ModelText {
@@ -28,6 +29,8 @@ pub struct GeneratorConfig {
     pub model_name: String,
     /// Longest prompt and reply together, in tokens.
     pub context: u32,
+    /// How many ranks the cell has, also before they are there.
+    pub world: usize,
 }
 
 /// Answers conversations and continues texts with one cell. Clones share the cell.
@@ -44,6 +47,7 @@ struct Shared {
     text: Arc<ModelText>,
     config: GeneratorConfig,
     created: u64,
+    prompt_work: PromptWork,
 }
 
 impl Generator {
@@ -55,6 +59,7 @@ impl Generator {
                 text,
                 config,
                 created: unix_seconds(),
+                prompt_work: PromptWork::new(),
             }),
         }
     }
@@ -72,6 +77,11 @@ impl Generator {
     /// Returns the longest prompt and reply together, in tokens.
     pub fn context(&self) -> u32 {
         self.shared.config.context
+    }
+
+    /// Returns how many ranks the cell has.
+    pub fn world(&self) -> usize {
+        self.shared.config.world
     }
 
     /// Returns when this generator was made, in seconds since 1970.
@@ -110,6 +120,7 @@ impl Generator {
     }
 
     /// Makes the prompt and submits it, on a blocking thread: a long prompt takes a while to encode.
+    /// A cell that is not ready is not worth that work.
     ///
     /// If the caller goes away meanwhile, the stream is dropped as soon as it exists, which cancels it.
     async fn start(
@@ -118,10 +129,16 @@ impl Generator {
         form: Form,
         prompt: impl FnOnce(&Shared) -> Result<Vec<u32>, GenerateError> + Send + 'static,
     ) -> Result<TextStream, GenerateError> {
+        if let Some((_, reason)) = status::not_ready(&self.shared.client.status()) {
+            return Err(SubmitError::NotReady(reason).into());
+        }
         let shared = Arc::clone(&self.shared);
-        let work =
-            tokio::task::spawn_blocking(move || shared.submit(prompt(&shared)?, options, form));
-        work.await.map_err(|_| GenerateError::Panicked)?
+        let work = move || shared.submit(prompt(&shared)?, options, form);
+        self.shared
+            .prompt_work
+            .run(work)
+            .await
+            .map_err(|_| GenerateError::Panicked)?
     }
 }
 
@@ -140,9 +157,12 @@ impl Shared {
                 name: message.name.clone(),
             })
             .collect();
+        // UTC, where transformers tells local time: the standard library does not know the zone, templates ask for
+        // the date only, and every machine of a cell should render the same prompt.
         let now = LocalTime::from_unix_seconds(unix_seconds().cast_signed());
         let text = template.render(&messages, true, Some(now))?;
-        // The template writes the special tokens itself, the first one included.
+        // The template writes the special tokens itself, the first one included. As in transformers, such tokens in
+        // a user's text are special too: once rendered, the two cannot be told apart.
         Ok(self.text.tokenizer.encode(&text, Special::Parse)?)
     }
 

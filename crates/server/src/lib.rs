@@ -11,10 +11,13 @@
 #![forbid(unsafe_code)]
 
 mod auth;
+mod browser;
 mod chat;
 mod completions;
+mod connections;
 mod error;
 mod generator;
+mod prompt_work;
 mod random;
 mod reply;
 mod request_id;

@@ -9,9 +9,11 @@ use axum::extract::{DefaultBodyLimit, FromRequest, Request};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware;
 use axum::routing::{get, post};
+use tokio::time::timeout;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::auth::{self, ApiKey};
+use crate::browser::{self, Origins};
 use crate::error::ApiError;
 use crate::generator::Generator;
 use crate::stream::TextStream;
@@ -20,7 +22,8 @@ use crate::{chat, completions, request_id, status};
 /// How the HTTP API behaves.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// What clients must send as a bearer token, on every path but `/health/live`. Without it everybody may ask.
+    /// What clients must send as a bearer token, on every path but `/health/live`. Without it every program on this
+    /// machine may ask, and of web pages only those of `cors_origins` and the server's own.
     pub api_key: Option<String>,
     /// Web origins whose pages may ask, such as `http://localhost:3000`; `*` means all. Empty switches CORS off.
     pub cors_origins: Vec<String>,
@@ -61,15 +64,20 @@ pub fn router(generator: Generator, config: ServerConfig) -> Router {
         .method_not_allowed_fallback(wrong_method)
         .with_state(front)
         .layer(DefaultBodyLimit::max(config.body_limit_bytes));
-    if let Some(key) = &config.api_key {
-        router = router.layer(middleware::from_fn_with_state(
+    let origins = Origins::new(&config.cors_origins);
+    router = match &config.api_key {
+        Some(key) => router.layer(middleware::from_fn_with_state(
             ApiKey::new(key),
             auth::require_key,
-        ));
-    }
+        )),
+        None => router.layer(middleware::from_fn_with_state(
+            origins.clone(),
+            browser::refuse_strange_pages,
+        )),
+    };
     // Outside the key: a browser's preflight request carries none.
     if !config.cors_origins.is_empty() {
-        router = router.layer(cors(config.cors_origins));
+        router = router.layer(cors(origins));
     }
     router.layer(middleware::from_fn(request_id::assign))
 }
@@ -101,6 +109,9 @@ impl Front {
     }
 }
 
+/// Longest time for a request body to arrive.
+pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// The bytes of a request body, whatever its content type says: many a shell one-liner leaves it out.
 pub(crate) struct Body(pub(crate) Bytes);
 
@@ -108,9 +119,15 @@ impl FromRequest<Front> for Body {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, front: &Front) -> Result<Self, ApiError> {
-        let rejection: BytesRejection = match Bytes::from_request(request, front).await {
-            Ok(bytes) => return Ok(Self(bytes)),
-            Err(rejection) => rejection,
+        let body = timeout(BODY_TIMEOUT, Bytes::from_request(request, front)).await;
+        let rejection: BytesRejection = match body {
+            Ok(Ok(bytes)) => return Ok(Self(bytes)),
+            Ok(Err(rejection)) => rejection,
+            Err(_) => {
+                let message = format!("The request body was not complete after {BODY_TIMEOUT:?}.");
+                let status = StatusCode::REQUEST_TIMEOUT;
+                return Err(ApiError::client(status, "request_timeout", message));
+            }
         };
         Err(match rejection.status() {
             status @ StatusCode::PAYLOAD_TOO_LARGE => {
@@ -147,12 +164,8 @@ async fn wrong_method(request: Request) -> ApiError {
     )
 }
 
-fn cors(origins: Vec<String>) -> CorsLayer {
-    let allowed = AllowOrigin::predicate(move |origin, _| {
-        origins
-            .iter()
-            .any(|allowed| allowed == "*" || allowed.as_bytes() == origin.as_bytes())
-    });
+fn cors(origins: Origins) -> CorsLayer {
+    let allowed = AllowOrigin::predicate(move |origin, _| origins.allow(origin.as_bytes()));
     CorsLayer::new()
         .allow_origin(allowed)
         .allow_methods([Method::GET, Method::POST])

@@ -5,13 +5,18 @@ use std::io;
 use std::time::Duration;
 
 use axum::Router;
-use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
+use crate::connections::Bounded;
+use crate::router::BODY_TIMEOUT;
+
 /// How long open replies may go on once shutdown is asked for.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// Most connections that are open at once; more wait to be taken.
+const CONNECTIONS_MAX: usize = 1024;
 
 /// Serves until `shutdown` completes; then takes no new connections, lets open replies end for at
 /// most five seconds, and returns.
@@ -23,12 +28,12 @@ pub async fn serve(
     router: Router,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    // A token is a small packet of its own and must not wait for the next one.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            warn!(%error, "cannot set TCP_NODELAY");
-        }
-    });
+    info!(
+        connections_max = CONNECTIONS_MAX,
+        body_timeout_s = BODY_TIMEOUT.as_secs(),
+        "HTTP bounds"
+    );
+    let listener = Bounded::new(listener, CONNECTIONS_MAX);
     let (asked, draining) = oneshot::channel();
     let server = axum::serve(listener, router).with_graceful_shutdown(async move {
         shutdown.await;

@@ -37,30 +37,15 @@ pub(crate) async fn live() -> &'static str {
 
 pub(crate) async fn health(State(front): State<Front>) -> (StatusCode, Json<Health>) {
     let cell = front.generator.client().status();
-    let (status, reason) = match &cell.state {
-        CellState::Starting => ("starting", Some("the ranks are being started".to_owned())),
-        CellState::Loading {
-            done_bytes,
-            total_bytes,
-        } => (
-            "loading",
-            Some(format!(
-                "{done_bytes} of {total_bytes} bytes of the model are loaded"
-            )),
-        ),
-        CellState::Ready => ("ready", None),
-        CellState::Lost(loss) => ("lost", Some(loss.to_string())),
-        CellState::Stopping => ("stopping", Some("the cell is being stopped".to_owned())),
-    };
-    let code = match &cell.state {
-        CellState::Ready => StatusCode::OK,
-        _ => StatusCode::SERVICE_UNAVAILABLE,
+    let (code, status, reason) = match not_ready(&cell) {
+        None => (StatusCode::OK, "ready", None),
+        Some((status, reason)) => (StatusCode::SERVICE_UNAVAILABLE, status, Some(reason)),
     };
     let health = Health {
         status,
         reason,
         model: front.generator.model_name().to_owned(),
-        world_size: cell.ranks.len(),
+        world_size: front.generator.world(),
         queue: queue_of(&front, &cell),
         ranks: cell
             .ranks
@@ -74,6 +59,27 @@ pub(crate) async fn health(State(front): State<Front>) -> (StatusCode, Json<Heal
             .collect(),
     };
     (code, Json(health))
+}
+
+/// In one word and in a sentence, why a cell does not answer; `None` when it does.
+pub(crate) fn not_ready(cell: &Status) -> Option<(&'static str, String)> {
+    let (status, now) = match &cell.state {
+        CellState::Starting => ("starting", "the ranks are being started".to_owned()),
+        CellState::Loading {
+            done_bytes,
+            total_bytes,
+        } => (
+            "loading",
+            format!("{done_bytes} of {total_bytes} bytes of the model are loaded"),
+        ),
+        CellState::Ready => return None,
+        CellState::Lost(loss) => return Some(("lost", loss.to_string())),
+        CellState::Stopping => ("stopping", "the cell is being stopped".to_owned()),
+    };
+    Some(match &cell.last_loss {
+        Some(loss) => (status, format!("{loss}; forming again: {now}")),
+        None => (status, now),
+    })
 }
 
 pub(crate) async fn queue(State(front): State<Front>) -> Json<Queue> {

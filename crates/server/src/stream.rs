@@ -133,6 +133,8 @@ impl TextStream {
         let outcome = self.stops.push(&self.decoder.finish());
         let text = outcome.text + &self.stops.clone().finish();
         let reason = match reason {
+            // The last bytes, let go only now, completed a stop string.
+            _ if outcome.matched.is_some() => FinishReason::Stop,
             client::FinishReason::Stop => FinishReason::Stop,
             client::FinishReason::Length => FinishReason::Length,
         };

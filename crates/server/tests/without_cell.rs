@@ -2,16 +2,14 @@
 
 mod common;
 
-use std::sync::Arc;
-
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, StatusCode};
-use common::{Reply, call, generator, get, post, request, text};
+use common::{Reply, call, generator, get, post, request};
 use expect_test::{Expect, expect};
 use serde_json::json;
 use shoal_engine::client::Client;
-use shoal_server::{Generator, ServerConfig, router};
+use shoal_server::{ServerConfig, router};
 
 fn app() -> Router {
     router(generator(Client::new()), ServerConfig::default())
@@ -119,7 +117,7 @@ async fn health_says_why_it_is_not_ready() {
     check(
         &health.body,
         &expect![[
-            r#"{"status":"starting","reason":"the ranks are being started","model":"org/tiny","world_size":0,"ranks":[],"queue":{"waiting":0,"running":0,"limits":null}}"#
+            r#"{"status":"starting","reason":"the ranks are being started","model":"org/tiny","world_size":2,"ranks":[],"queue":{"waiting":0,"running":0,"limits":null}}"#
         ]],
     );
     assert_eq!(get(&app, "/health/live").await.status, StatusCode::OK);
@@ -159,11 +157,11 @@ async fn requests_before_the_cell_is_ready_are_told_to_come_back() {
     check(
         &told,
         &expect![[r#"
-        503 "server_error" null "not_ready" "the cell is not ready: its ranks are starting"
-        503 "server_error" null "not_ready" "the cell is not ready: its ranks are starting"
-        503 "server_error" null "not_ready" "the cell is not ready: its ranks are starting"
-        503 "server_error" null "not_ready" "the cell is not ready: its ranks are starting"
-    "#]],
+            503 "server_error" null "not_ready" "the cell is not ready: the ranks are being started"
+            503 "server_error" null "not_ready" "the cell is not ready: the ranks are being started"
+            503 "server_error" null "not_ready" "the cell is not ready: the ranks are being started"
+            503 "server_error" null "not_ready" "the cell is not ready: the ranks are being started"
+        "#]],
     );
 }
 
@@ -199,59 +197,6 @@ async fn bad_requests_name_the_field() {
     assert_eq!(
         post(&app, "/v1/completions", &other).await.status,
         StatusCode::NOT_FOUND
-    );
-    let empty = json!({"model": "org/tiny", "prompt": ""});
-    check(
-        &post(&app, "/v1/completions", &empty).await.error(),
-        &expect![[
-            r#"400 "invalid_request_error" "prompt" "invalid_value" "the prompt has no tokens; send at least one""#
-        ]],
-    );
-    let unknown_token = json!({"model": "org/tiny", "prompt": [1, 258]});
-    check(
-        &post(&app, "/v1/completions", &unknown_token).await.error(),
-        &expect![[
-            r#"400 "invalid_request_error" "prompt" "invalid_value" "token 258 is not in the vocabulary, which has 258 tokens""#
-        ]],
-    );
-}
-
-#[tokio::test]
-async fn prompts_that_fill_the_context_are_refused_with_both_numbers() {
-    let app = app();
-    // 255 bytes and the 34 of the template, where each special token counts once.
-    let long =
-        json!({"model": "org/tiny", "messages": [{"role": "user", "content": "x".repeat(255)}]});
-    check(
-        &post(&app, "/v1/chat/completions", &long).await.error(),
-        &expect![[
-            r#"400 "invalid_request_error" "messages" "context_length_exceeded" "This model's maximum context length is 256 tokens. However, your messages resulted in 274 tokens. Please reduce the length of the messages so that at least one token is left for the reply.""#
-        ]],
-    );
-    let full = json!({"model": "org/tiny", "prompt": "x".repeat(256)});
-    check(
-        &post(&app, "/v1/completions", &full).await.error(),
-        &expect![[
-            r#"400 "invalid_request_error" "prompt" "context_length_exceeded" "This model's maximum context length is 256 tokens. However, your prompt resulted in 256 tokens. Please reduce the length of the prompt so that at least one token is left for the reply.""#
-        ]],
-    );
-    let fits = json!({"model": "org/tiny", "prompt": "x".repeat(255)});
-    assert_eq!(
-        post(&app, "/v1/completions", &fits).await.status,
-        StatusCode::SERVICE_UNAVAILABLE
-    );
-}
-
-#[tokio::test]
-async fn model_without_a_template_points_to_completions() {
-    let generator = Generator::new(Client::new(), Arc::new(text(false)), common::config());
-    let app = router(generator, ServerConfig::default());
-    let chat = json!({"model": "org/tiny", "messages": [{"role": "user", "content": "hi"}]});
-    check(
-        &post(&app, "/v1/chat/completions", &chat).await.error(),
-        &expect![[
-            r#"400 "invalid_request_error" null "no_chat_template" "this model has no chat template; use /v1/completions, or `shoal run --raw`""#
-        ]],
     );
 }
 
@@ -344,6 +289,95 @@ async fn api_key_guards_every_path_but_liveness() {
         let reply = call_with(&app, Method::GET, "/v1/models", &[("authorization", key)]).await;
         assert_eq!(reply.status, StatusCode::OK);
     }
+}
+
+#[tokio::test]
+async fn strange_web_pages_are_refused_without_a_key() {
+    let origins = |origins: &[&str]| ServerConfig {
+        cors_origins: origins.iter().map(ToString::to_string).collect(),
+        ..ServerConfig::default()
+    };
+    let none = router(generator(Client::new()), origins(&[]));
+    let page = router(generator(Client::new()), origins(&["http://page.example"]));
+    let all = router(generator(Client::new()), origins(&["*"]));
+    let mut told = String::new();
+    for headers in [
+        &[][..],
+        &[("host", "localhost")],
+        &[("host", "LOCALHOST:8080")],
+        &[("host", "127.0.0.1:8080")],
+        &[("host", "[::1]:8080")],
+        &[("host", "192.168.1.2")],
+        &[("host", "page.example")],
+        &[("host", "localhost.page.example:8080")],
+        &[("host", "127.0.0.1.page.example")],
+        &[("host", "a b")],
+        &[
+            ("host", "localhost:8080"),
+            ("origin", "http://localhost:8080"),
+        ],
+        &[
+            ("host", "127.0.0.1:8080"),
+            ("origin", "http://localhost:8080"),
+        ],
+        &[
+            ("host", "localhost:8080"),
+            ("origin", "http://localhost:3000"),
+        ],
+        &[
+            ("host", "localhost:8080"),
+            ("origin", "http://page.example"),
+        ],
+        &[("host", "page.example"), ("origin", "http://page.example")],
+        &[("host", "localhost:8080"), ("origin", "null")],
+        &[("origin", "http://localhost:8080")],
+    ] {
+        told += &format!("{headers:?}");
+        for router in [&none, &page, &all] {
+            let reply = call_with(router, Method::GET, "/v1/models", headers).await;
+            told += &format!(" {}", reply.status.as_u16());
+            let live = call_with(router, Method::GET, "/health/live", headers).await;
+            assert_eq!(live.status, StatusCode::OK);
+        }
+        told += "\n";
+    }
+    check(
+        &told,
+        &expect![[r#"
+        [] 200 200 200
+        [("host", "localhost")] 200 200 200
+        [("host", "LOCALHOST:8080")] 200 200 200
+        [("host", "127.0.0.1:8080")] 200 200 200
+        [("host", "[::1]:8080")] 200 200 200
+        [("host", "192.168.1.2")] 200 200 200
+        [("host", "page.example")] 403 200 200
+        [("host", "localhost.page.example:8080")] 403 403 200
+        [("host", "127.0.0.1.page.example")] 403 403 200
+        [("host", "a b")] 403 403 200
+        [("host", "localhost:8080"), ("origin", "http://localhost:8080")] 200 200 200
+        [("host", "127.0.0.1:8080"), ("origin", "http://localhost:8080")] 403 403 200
+        [("host", "localhost:8080"), ("origin", "http://localhost:3000")] 403 403 200
+        [("host", "localhost:8080"), ("origin", "http://page.example")] 403 200 200
+        [("host", "page.example"), ("origin", "http://page.example")] 403 200 200
+        [("host", "localhost:8080"), ("origin", "null")] 403 403 200
+        [("origin", "http://localhost:8080")] 403 403 200
+    "#]],
+    );
+    let rebound = call_with(&none, Method::GET, "/", &[("host", "page.example")]).await;
+    check(
+        &rebound.error(),
+        &expect![[
+            r#"403 "invalid_request_error" null "forbidden_origin" "This server has no API key and does not answer requests for the host \"page.example\", which is neither localhost nor an IP address. Start it with --api-key-file FILE, or name the pages that may ask with --cors-origin ORIGIN.""#
+        ]],
+    );
+    let strange = [("host", "localhost"), ("origin", "http://page.example")];
+    let strange = call_with(&none, Method::POST, "/v1/completions", &strange).await;
+    check(
+        &strange.error(),
+        &expect![[
+            r#"403 "invalid_request_error" null "forbidden_origin" "This server has no API key and does not answer requests from the web origin \"http://page.example\". Start it with --api-key-file FILE, or name the pages that may ask with --cors-origin ORIGIN.""#
+        ]],
+    );
 }
 
 #[tokio::test]

@@ -34,7 +34,8 @@ pub enum Special {
     /// It is that token: for text a chat template has written.
     Parse,
     /// It is ordinary text: for text a user has written, who must not be able to end a turn or
-    /// begin one in another's name.
+    /// begin one in another's name. It is there for callers who encode such text by itself; a
+    /// rendered template is encoded as a whole, with [`Special::Parse`].
     AsText,
 }
 

@@ -9,9 +9,9 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Method, Request, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 use shoal_engine::client::Client;
-use shoal_server::{Generator, GeneratorConfig, ModelText};
+use shoal_server::{Generator, GeneratorConfig, ModelText, ServerConfig, router};
 use shoal_text::{ChatTemplate, Tokenizer, Vocabulary, VocabularyKind};
 use tower::ServiceExt;
 
@@ -26,10 +26,39 @@ pub(crate) fn generator(client: Client) -> Generator {
     Generator::new(client, Arc::new(text(true)), config())
 }
 
+/// The API over `client`, with default bounds.
+pub(crate) fn app(client: &Client) -> Router {
+    router(generator(client.clone()), ServerConfig::default())
+}
+
+pub(crate) const CHAT: &str = "/v1/chat/completions";
+pub(crate) const COMPLETIONS: &str = "/v1/completions";
+
+/// A chat request with the fields of `extra` put over it.
+pub(crate) fn chat(extra: Value) -> Value {
+    with(
+        json!({"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}),
+        extra,
+    )
+}
+
+/// A completion request with the fields of `extra` put over it.
+pub(crate) fn completion(extra: Value) -> Value {
+    with(json!({"model": MODEL, "prompt": "once"}), extra)
+}
+
+fn with(mut body: Value, extra: Value) -> Value {
+    for (key, value) in extra.as_object().expect("extra is an object") {
+        body[key] = value.clone();
+    }
+    body
+}
+
 pub(crate) fn config() -> GeneratorConfig {
     GeneratorConfig {
         model_name: MODEL.into(),
         context: CONTEXT,
+        world: 2,
     }
 }
 

@@ -66,6 +66,7 @@ pub(crate) fn generator_config(config: &CellConfig) -> GeneratorConfig {
     GeneratorConfig {
         model_name: config.model_name.clone(),
         context: config.context,
+        world: config.placement.world().into(),
     }
 }
 
