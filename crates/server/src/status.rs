@@ -63,7 +63,7 @@ pub(crate) async fn health(State(front): State<Front>) -> (StatusCode, Json<Heal
 
 /// In one word and in a sentence, why a cell does not answer; `None` when it does.
 pub(crate) fn not_ready(cell: &Status) -> Option<(&'static str, String)> {
-    let (status, now) = match &cell.state {
+    let (status, progress) = match &cell.state {
         CellState::Starting => ("starting", "the ranks are being started".to_owned()),
         CellState::Loading {
             done_bytes,
@@ -74,12 +74,14 @@ pub(crate) fn not_ready(cell: &Status) -> Option<(&'static str, String)> {
         ),
         CellState::Ready => return None,
         CellState::Lost(loss) => return Some(("lost", loss.to_string())),
-        CellState::Stopping => ("stopping", "the cell is being stopped".to_owned()),
+        CellState::Stopping => return Some(("stopping", "the cell is being stopped".to_owned())),
     };
-    Some(match &cell.last_loss {
-        Some(loss) => (status, format!("{loss}; forming again: {now}")),
-        None => (status, now),
-    })
+    // Who asks while the cell forms again wants to know what happened.
+    let reason = match &cell.last_loss {
+        Some(loss) => format!("{loss}; forming again: {progress}"),
+        None => progress,
+    };
+    Some((status, reason))
 }
 
 pub(crate) async fn queue(State(front): State<Front>) -> Json<Queue> {
@@ -118,4 +120,35 @@ fn served(front: &Front) -> Model {
         generator.created(),
         generator.context(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+    use shoal_engine::client::{Client, Loss};
+    use shoal_fabric::Rank;
+
+    use super::*;
+
+    #[test]
+    fn cell_that_forms_again_names_the_loss() {
+        let mut cell = Client::new().status();
+        let rank = Rank(1);
+        let reason = "its connection was closed".to_owned();
+        cell.last_loss = Some(Loss { rank, reason });
+        let mut told = String::new();
+        let loading = CellState::Loading {
+            done_bytes: 1_048_356,
+            total_bytes: 96_576_768,
+        };
+        for state in [CellState::Starting, loading, CellState::Stopping] {
+            cell.state = state;
+            told += &format!("{:?}\n", not_ready(&cell).expect("it is not ready"));
+        }
+        expect![[r#"
+            ("starting", "rank 1 was lost: its connection was closed; forming again: the ranks are being started")
+            ("loading", "rank 1 was lost: its connection was closed; forming again: 1048356 of 96576768 bytes of the model are loaded")
+            ("stopping", "the cell is being stopped")
+        "#]].assert_eq(&told);
+    }
 }
