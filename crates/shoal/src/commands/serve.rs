@@ -137,7 +137,7 @@ fn announce(address: SocketAddr, config: &CellConfig, http: &HttpArgs) -> Result
     say(&format!(
         "ready http://{address} model={model} nodes={world}\n\
          try: curl http://{reachable}/v1/chat/completions {key}-H 'content-type: application/json' \
-         -d '{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\"content\":\"Name three primary colors.\"}}]}}'\n"
+         -d '{{\"model\":\"{model}\",\"max_tokens\":64,\"messages\":[{{\"role\":\"user\",\"content\":\"Name three primary colors.\"}}]}}'\n"
     ))?;
     info!(%address, model, world, "serving");
     Ok(())
