@@ -12,7 +12,7 @@ use tracing::info;
 use crate::error::RankError;
 use crate::root::Root;
 use crate::status::RankReport;
-use crate::step::{Step, StepBounds};
+use crate::step::Step;
 use crate::wire::{self, Patience};
 
 /// What a rank has to know when its process starts.
@@ -149,13 +149,12 @@ fn follow(
 ) -> Result<(), RankError> {
     let report = facts.report(group.rank(), &model);
     report.log();
-    let bounds = StepBounds::of(&model);
     let (mut bytes, mut reports) = (Vec::new(), Vec::new());
     loop {
         group.broadcast(ROOT, &mut bytes)?;
         // The first step comes when the last rank has its weights.
         group.set_timeout(step_timeout);
-        match Step::decode(&bytes, &bounds)? {
+        match Step::decode(&bytes)? {
             Step::Run(spans) => {
                 model.forward(&spans, group)?;
             }

@@ -1,6 +1,6 @@
 //! What rank 0 tells the other ranks to do next.
 
-use shoal_model::{LoadConfig, Model, Span};
+use shoal_model::Span;
 
 use crate::bytes::{DecodeError, Put, Reader};
 
@@ -15,21 +15,6 @@ pub enum Step {
     Report,
     /// Ends every rank.
     Shutdown,
-}
-
-/// What a span may hold, as every rank knows it from its own model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StepBounds {
-    /// Tokens the model knows.
-    pub vocabulary: usize,
-    /// Longest sequence, in tokens.
-    pub context: u32,
-    /// Pages of the KV cache.
-    pub kv_pages: u32,
-    /// Positions in a page.
-    pub page_tokens: u32,
-    /// Tokens in one step.
-    pub batch_tokens_max: usize,
 }
 
 impl Step {
@@ -53,11 +38,11 @@ impl Step {
         }
     }
 
-    /// Decodes a step and checks that the model can compute it: a bad step is an error here, never a wrong page.
+    /// Decodes a step. Whether the model can compute its spans [`Model::forward`](shoal_model::Model::forward) checks.
     ///
     /// # Errors
-    /// [`DecodeError`] for bytes that are no step, or one outside `bounds`.
-    pub fn decode(bytes: &[u8], bounds: &StepBounds) -> Result<Self, DecodeError> {
+    /// [`DecodeError`] for bytes that are no step.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut from = Reader::new(bytes);
         let step = match from.u8()? {
             0 => Self::Run(from.list(SPAN_BYTES_MIN, span)?),
@@ -67,56 +52,7 @@ impl Step {
             tag => return Err(DecodeError::Unknown { what: "step", tag }),
         };
         from.end()?;
-        if let Self::Run(spans) = &step {
-            bounds.check(spans)?;
-        }
         Ok(step)
-    }
-}
-
-impl StepBounds {
-    /// Returns the bounds of a loaded model.
-    #[must_use]
-    pub fn of(model: &Model) -> Self {
-        let LoadConfig {
-            context,
-            kv_pages,
-            page_tokens,
-            batch_tokens_max,
-        } = model.config();
-        let vocabulary = model.spec().vocabulary();
-        Self {
-            vocabulary,
-            context,
-            kv_pages,
-            page_tokens,
-            batch_tokens_max,
-        }
-    }
-
-    fn check(&self, spans: &[Span]) -> Result<(), DecodeError> {
-        let batch: usize = spans.iter().map(|span| span.tokens.len()).sum();
-        if batch == 0 || batch > self.batch_tokens_max {
-            return Err(DecodeError::Bad("number of tokens in a step"));
-        }
-        for span in spans {
-            let end = u64::from(span.start) + span.tokens.len() as u64;
-            if span.tokens.is_empty() || end > u64::from(self.context) {
-                return Err(DecodeError::Bad("positions in a step"));
-            }
-            if span
-                .tokens
-                .iter()
-                .any(|&token| token as usize >= self.vocabulary)
-            {
-                return Err(DecodeError::Bad("token in a step"));
-            }
-            let pages_hold = span.pages.len() as u64 * u64::from(self.page_tokens) >= end;
-            if !pages_hold || span.pages.iter().any(|&page| page >= self.kv_pages) {
-                return Err(DecodeError::Bad("page in a step"));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -138,14 +74,6 @@ mod tests {
 
     use super::*;
 
-    const BOUNDS: StepBounds = StepBounds {
-        vocabulary: 10,
-        context: 12,
-        kv_pages: 4,
-        page_tokens: 4,
-        batch_tokens_max: 6,
-    };
-
     fn span_of(tokens: &[u32], start: u32, pages: &[u32]) -> Span {
         Span {
             tokens: tokens.to_vec(),
@@ -158,7 +86,7 @@ mod tests {
     fn decoded(step: &Step) -> Result<Step, DecodeError> {
         let mut bytes = vec![1, 2, 3];
         step.encode(&mut bytes);
-        Step::decode(&bytes, &BOUNDS)
+        Step::decode(&bytes)
     }
 
     #[test]
@@ -172,26 +100,10 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_step_the_model_cannot_compute_is_refused() {
-        let cases = [
-            (span_of(&[], 0, &[0]), "number of tokens in a step"),
-            (span_of(&[1; 7], 0, &[0, 1]), "number of tokens in a step"),
-            (span_of(&[1, 1], 11, &[0, 1, 2, 3]), "positions in a step"),
-            (span_of(&[1], u32::MAX, &[0]), "positions in a step"),
-            (span_of(&[10], 0, &[0]), "token in a step"),
-            (span_of(&[1], 4, &[0]), "page in a step"),
-            (span_of(&[1], 0, &[4]), "page in a step"),
-        ];
-        for (span, what) in cases {
-            assert_eq!(decoded(&Step::Run(vec![span])), Err(DecodeError::Bad(what)));
-        }
-    }
-
     proptest! {
         #[test]
         fn decoding_never_panics(tag in 0..5_u8, bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Step::decode(&[&[tag], &bytes[..]].concat(), &BOUNDS);
+            let _ = Step::decode(&[&[tag], &bytes[..]].concat());
         }
     }
 }

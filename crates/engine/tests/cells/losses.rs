@@ -12,7 +12,7 @@ use shoal_engine::client::{
     AttachError, CellInfo, CellState, Client, Event, Failure, Limits, Loss, RankReport, RankState,
     SubmitError,
 };
-use shoal_engine::step::{Step, StepBounds};
+use shoal_engine::step::Step;
 use shoal_engine::wire::{self, Command, Greeting, Notice, Patience, Phase};
 use shoal_fabric::{Rank, tcp};
 use shoal_kernels::{Cpu, CpuConfig, Isa};
@@ -44,14 +44,10 @@ fn mortal_member(rendezvous: SocketAddr, cell: &Cell, fate: Fate) -> JoinHandle<
             tcp::join(rendezvous, Rank(1), world, key, Instant::now() + PATIENCE).expect("joined");
         group.set_timeout(PATIENCE);
         let mut model = Model::load_member(cpu, &mut group).expect("loaded");
-        let bounds = StepBounds::of(&model);
         let (mut computed, mut bytes) = (0, Vec::new());
         loop {
             group.broadcast(Rank(0), &mut bytes).expect("a step");
-            match (
-                Step::decode(&bytes, &bounds).expect("one that makes sense"),
-                &fate,
-            ) {
+            match (Step::decode(&bytes).expect("one that makes sense"), &fate) {
                 (Step::Run(_), Fate::DiesAfter(steps)) if computed == *steps => return,
                 (Step::Idle, Fate::DiesIdle) => return,
                 (Step::Idle, Fate::FallsSilent(until)) => return until.recv().unwrap_or_default(),
