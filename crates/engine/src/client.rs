@@ -10,7 +10,6 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use shoal_fabric::Rank;
 use thiserror::Error;
 
 use crate::wire::{Command, Notice, Phase};
@@ -114,11 +113,6 @@ impl Client {
             }
             desk = self.shared.wait(desk, left);
         }
-    }
-
-    /// Notes what the supervisor knows of a rank. What the cell says later takes precedence.
-    pub fn set_rank_state(&self, rank: Rank, state: RankState) {
-        self.shared.lock().set_rank_state(rank, state);
     }
 
     /// Notes where each rank runs, in words.

@@ -54,8 +54,8 @@ pub enum Role {
         listen: SocketAddr,
         /// How the model is divided.
         shares: Shares,
-        /// Longest sequence in tokens; `None` takes what the model was made for, up to 8192.
-        context: Option<u32>,
+        /// Longest sequence in tokens, at most what the model was made for.
+        context: u32,
         /// Bounds of queue and batch.
         limits: EngineLimits,
         /// How long the cell waits for a front before it ends.

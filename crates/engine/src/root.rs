@@ -10,7 +10,7 @@ use shoal_fabric::{Group, solo, tcp};
 use shoal_model::gguf::Gguf;
 use shoal_model::{LoadConfig, Model, ModelSpec, Shares};
 use shoal_scheduler::Limits;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::error::RankError;
 use crate::front::{self, Front};
@@ -28,7 +28,7 @@ pub(crate) struct Root {
     pub(crate) socket: PathBuf,
     pub(crate) listen: SocketAddr,
     pub(crate) shares: Shares,
-    pub(crate) context: Option<u32>,
+    pub(crate) context: u32,
     pub(crate) limits: EngineLimits,
     pub(crate) orphan_timeout: Duration,
 }
@@ -154,18 +154,12 @@ impl Root {
             waiting_max,
             batch_tokens_max,
         } = self.limits;
-        let context = match self.context {
-            None => context_max.min(CONTEXT_DEFAULT),
-            Some(asked) if asked > context_max => {
-                warn!(
-                    asked,
-                    context = context_max,
-                    "the model was made for a shorter context; using that"
-                );
-                context_max
-            }
-            Some(asked) => asked,
-        };
+        let context = self.context;
+        if context > context_max {
+            return Err(RankError::Limits(format!(
+                "the model was made for {context_max} tokens of context, not for {context}; ask for less"
+            )));
+        }
         if running_max == 0 || batch_tokens_max == 0 || context < 2 {
             return Err(RankError::Limits(format!(
                 "a cell needs room for one request, one token in a step and two in the context, \
@@ -213,6 +207,4 @@ impl Root {
 
 /// Positions in a page: short enough that little of the last page of a sequence is wasted.
 const PAGE_TOKENS: u32 = 32;
-/// Longer contexts are had by asking: their cache can grow to many gigabytes.
-const CONTEXT_DEFAULT: u32 = 8192;
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);

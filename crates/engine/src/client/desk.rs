@@ -185,7 +185,9 @@ impl Desk {
         }
         // One loss ends the group: the other ranks go too.
         self.ranks.fill(RankState::Stopping);
-        self.set_rank_state(rank, RankState::Lost);
+        if let Some(state) = self.ranks.get_mut(rank.index()) {
+            *state = RankState::Lost;
+        }
         self.last_loss = Some(loss.clone());
         self.state = CellState::Lost(loss);
     }
@@ -195,12 +197,6 @@ impl Desk {
         self.state = CellState::Stopping;
         self.ranks.fill(RankState::Stopping);
         self.fail_all(&Failure::Internal("the cell was told to end".to_owned()));
-    }
-
-    pub(super) fn set_rank_state(&mut self, rank: Rank, state: RankState) {
-        if let Some(known) = self.ranks.get_mut(rank.index()) {
-            *known = state;
-        }
     }
 
     pub(super) fn status(&self) -> Status {

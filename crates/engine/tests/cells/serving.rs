@@ -331,6 +331,19 @@ fn a_file_that_is_no_model_ends_rank_0_with_its_name() {
 }
 
 #[test]
+fn a_context_beyond_the_model_s_own_is_an_error() {
+    let mut cell = Cell::new(1);
+    cell.context = 4097;
+    let error = run_rank(cell.root()).expect_err("too long");
+    assert!(matches!(error, RankError::Limits(_)), "{error:?}");
+    let message = error.to_string();
+    assert!(
+        message.contains("4096") && message.contains("4097"),
+        "{message}"
+    );
+}
+
+#[test]
 fn two_rank_0_do_not_share_a_socket() {
     let mut cell = Cell::new(1);
     let client = cell.start_all();

@@ -16,6 +16,9 @@ use tempfile::TempDir;
 /// Longer than anything here takes on the slowest machine; reached only by a test that fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What the model is made for.
+const CONTEXT: u32 = 4096;
+
 pub(crate) struct Cell {
     pub(crate) folder: TempDir,
     pub(crate) key: Key,
@@ -23,6 +26,7 @@ pub(crate) struct Cell {
     pub(crate) limits: EngineLimits,
     pub(crate) orphan_timeout: Duration,
     pub(crate) step_timeout: Duration,
+    pub(crate) context: u32,
     pub(crate) isa: Isa,
     ranks: Vec<JoinHandle<Result<(), RankError>>>,
 }
@@ -32,7 +36,7 @@ impl Cell {
         let folder = tempfile::tempdir().expect("a folder");
         write_to(
             &TinyConfig {
-                context: 4096,
+                context: CONTEXT,
                 ..TinyConfig::default()
             },
             &folder.path().join("tiny.gguf"),
@@ -49,6 +53,7 @@ impl Cell {
             },
             orphan_timeout: PATIENCE,
             step_timeout: PATIENCE,
+            context: CONTEXT,
             isa: Isa::detect(),
             ranks: Vec::new(),
         }
@@ -79,7 +84,7 @@ impl Cell {
             socket: self.socket(),
             listen: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
             shares: Shares::equal(self.world),
-            context: None,
+            context: self.context,
             limits: self.limits,
             orphan_timeout: self.orphan_timeout,
         };

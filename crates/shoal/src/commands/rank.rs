@@ -46,7 +46,7 @@ fn config(launch: RankLaunch) -> Result<RankConfig> {
             socket,
             listen,
             shares: Shares::new(shares)?,
-            context: Some(context),
+            context,
             limits: EngineLimits {
                 running_max,
                 waiting_max,
