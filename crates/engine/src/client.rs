@@ -120,7 +120,8 @@ impl Client {
         self.shared.lock().places = places;
     }
 
-    /// Returns where losses are told that this client noticed: a rank's, or rank 0's own. Receivers share one queue.
+    /// Returns where losses are told that this client noticed: a rank's, or rank 0's own. Receivers share one queue, which
+    /// keeps the newest 16 that nobody has taken.
     #[must_use]
     pub fn losses(&self) -> async_channel::Receiver<Loss> {
         self.shared.losses.1.clone()
@@ -297,8 +298,8 @@ impl Shared {
     /// The attachment is over, for a reason.
     fn lose(&self, number: u64, loss: Loss) {
         if self.lock().lose(number, loss.clone()) {
-            // Nobody may be listening.
-            let _ = self.losses.0.try_send(loss);
+            // Nobody may be listening; in a full queue it takes the place of the oldest.
+            let _ = self.losses.0.force_send(loss);
         }
         self.changed.notify_all();
     }
@@ -326,5 +327,5 @@ fn state_of(phase: &Phase) -> CellState {
 
 /// The ranks answer between two steps; a long step takes seconds on a slow machine.
 const INSPECT_WAIT: Duration = Duration::from_secs(10);
-/// A supervisor takes each loss before the next cell can be lost.
+/// Losses kept for a supervisor that is late to take them.
 const LOSSES_MAX: usize = 16;

@@ -555,6 +555,28 @@ fn a_rank_0_that_talks_nonsense_is_left() {
 }
 
 #[test]
+fn the_newest_loss_is_told_however_many_nobody_heard() {
+    let client = Client::new();
+    let loss = |number: usize| Loss {
+        rank: Rank(1),
+        reason: format!("number {number}"),
+    };
+    for number in 1..=20 {
+        let played = Played::new();
+        let mut stream = played.attach_ready(&client);
+        tell(&mut stream, &[Notice::Phase(Phase::Lost(loss(number)))]);
+        // It hangs up when the loss has been told.
+        assert_eq!(stream.read(&mut [0; 1]).expect("hung up"), 0);
+        eventually("it is told", || client.losses().len() == number.min(16));
+    }
+    let mut heard = Vec::new();
+    eventually("the newest is heard", || {
+        heard.extend(client.losses().try_recv().ok());
+        heard.last() == Some(&loss(20))
+    });
+}
+
+#[test]
 fn what_is_no_free_cell_of_this_version_is_not_attached_to() {
     let (played, client) = (Played::new(), Client::new());
     let attached = |say: &[Notice]| played.attach(&client, say).1.expect_err("refused");
