@@ -37,7 +37,8 @@ pub(crate) struct Front {
     /// Device and inode of the socket: by the time this ends, another rank 0 may have put its own at the path.
     identity: Option<(u64, u64)>,
     hall: Arc<Hall>,
-    acceptor: Option<JoinHandle<()>>,
+    /// Closed when the acceptor has ended.
+    acceptor: Receiver<()>,
 }
 
 impl Front {
@@ -51,7 +52,7 @@ impl Front {
         early_end: mpsc::Sender<Result<(), RankError>>,
     ) -> Result<(Self, Receiver<Input>), RankError> {
         let listener = listen(socket)?;
-        let identity = fs::metadata(socket).ok().map(|it| (it.dev(), it.ino()));
+        let identity = identity_of(socket);
         let (inputs, taken) = mpsc::sync_channel(inputs_max);
         let state = State {
             greeting,
@@ -64,15 +65,19 @@ impl Front {
             inputs,
             early_end,
         });
-        let acceptor = spawn("front-acceptor", {
+        let (ended, acceptor) = mpsc::channel();
+        spawn("front-acceptor", {
             let hall = Arc::clone(&hall);
-            move || accept(&listener, &hall)
+            move || {
+                accept(&listener, &hall);
+                drop(ended);
+            }
         })?;
         let front = Self {
             socket: socket.to_owned(),
             identity,
             hall,
-            acceptor: Some(acceptor),
+            acceptor,
         };
         Ok((front, taken))
     }
@@ -91,15 +96,13 @@ impl Drop for Front {
             let _ = stream.shutdown(Shutdown::Both);
         }
         drop(state);
-        // Wakes the acceptor, on every system.
-        let woken = UnixStream::connect(&self.socket).is_ok();
-        if let Some(acceptor) = self.acceptor.take().filter(|_| woken) {
-            let _ = acceptor.join();
+        let owned = || self.identity.is_some() && identity_of(&self.socket) == self.identity;
+        // A connection wakes the acceptor, on every system; one to another rank 0 would not. An acceptor that cannot be
+        // woken ends with the process.
+        if owned() && UnixStream::connect(&self.socket).is_ok() {
+            let _ = self.acceptor.recv_timeout(ACCEPTOR_WAIT);
         }
-        let there = fs::metadata(&self.socket)
-            .ok()
-            .map(|it| (it.dev(), it.ino()));
-        if there.is_some() && there == self.identity {
+        if owned() {
             let _ = fs::remove_file(&self.socket);
         }
     }
@@ -242,7 +245,7 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    fn open(stream: UnixStream) -> io::Result<Self> {
+    pub(crate) fn open(stream: UnixStream) -> io::Result<Self> {
         let (notices, taken) = mpsc::sync_channel(OUTBOX_MAX);
         let writing = stream.try_clone()?;
         let writer =
@@ -275,6 +278,11 @@ impl Drop for Outbox {
         }
         let _ = self.stream.shutdown(Shutdown::Both);
     }
+}
+
+fn identity_of(socket: &Path) -> Option<(u64, u64)> {
+    let metadata = fs::metadata(socket).ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
 fn accept(listener: &UnixListener, hall: &Arc<Hall>) {
@@ -352,4 +360,42 @@ const GREETING_WAIT: Duration = Duration::from_secs(1);
 /// The end of a front's process closes its socket within this.
 const PLACE_WAIT: Duration = Duration::from_millis(250);
 const WRITE_WAIT: Duration = Duration::from_secs(2);
+/// Longer than the acceptor takes to turn away whoever does not greet.
+const ACCEPTOR_WAIT: Duration = Duration::from_secs(3);
 const BACKLOG: i32 = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Patience;
+
+    #[test]
+    fn a_front_whose_path_another_has_taken_ends_and_leaves_it_alone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("socket");
+        let greeting = Greeting {
+            fabric: None,
+            world: 1,
+            model_name: "tiny".to_owned(),
+            phase: Phase::Starting,
+            patience: Patience {
+                forming: Duration::MAX,
+                serving: Duration::MAX,
+            },
+        };
+        let (front, _inputs) = Front::open(&path, greeting, 1, mpsc::channel().0).expect("opened");
+        fs::remove_file(&path).expect("it is there");
+        let _other = UnixListener::bind(&path).expect("the path is free");
+        let (ended, end) = mpsc::channel();
+        thread::spawn(move || {
+            drop(front);
+            let _ = ended.send(());
+        });
+        // Reached only when it waits for an acceptor that nothing wakes.
+        end.recv_timeout(Duration::from_secs(60)).expect("it ends");
+        assert!(
+            UnixStream::connect(&path).is_ok(),
+            "the other still listens"
+        );
+    }
+}
