@@ -270,6 +270,7 @@ const HEARTBEAT_MAX: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
     use std::sync::mpsc::{self, SyncSender};
 
     use shoal_fabric::solo;
@@ -279,7 +280,7 @@ mod tests {
     use shoal_testkit::{TinyConfig, tiny_llama};
 
     use super::*;
-    use crate::front::{Front, Input};
+    use crate::front::{Front, Input, Outbox};
     use crate::request::Sampling;
     use crate::wire::{Greeting, Patience};
 
@@ -398,6 +399,9 @@ mod tests {
                 max_tokens: 1,
                 stop_tokens: Vec::new(),
             };
+            let (stream, mut heard) = UnixStream::pair().expect("sockets");
+            let outbox = Outbox::open(stream).expect("a writer");
+            inputs.send(Input::Came(outbox)).expect("there is room");
             let prompts = [vec![], vec![512], vec![1; 256]];
             for (id, prompt) in (1..).zip(prompts) {
                 order(
@@ -410,6 +414,26 @@ mod tests {
             }
             assert!(steps.turn().expect("nothing to compute"));
             assert_eq!((steps.scheduler.waiting(), steps.replies.len()), (0, 0));
+
+            let mut notice = || {
+                let mut frame = Vec::new();
+                wire::read_frame(&mut heard, &mut frame).expect("a notice");
+                Notice::decode(&frame).expect("one that makes sense")
+            };
+            assert_eq!(notice(), Notice::Phase(Phase::Starting));
+            for (refused, why) in
+                (1..).zip(["the request is empty", "beyond the model's 512", "256"])
+            {
+                let Notice::Event {
+                    id,
+                    event: Event::Failed(Failure::Refused(reason)),
+                } = notice()
+                else {
+                    panic!("request {refused} was not refused")
+                };
+                assert_eq!(id, refused);
+                assert!(reason.contains(why), "{reason}");
+            }
         });
     }
 
