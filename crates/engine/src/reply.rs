@@ -7,6 +7,7 @@ use crate::sampling::{History, sample};
 
 /// The reply to one request so far.
 pub(crate) struct Reply {
+    /// Its stop tokens are in order, each once.
     request: Request,
     history: History,
     waited: Duration,
@@ -16,7 +17,9 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
-    pub(crate) fn new(request: Request) -> Self {
+    pub(crate) fn new(mut request: Request) -> Self {
+        request.stop_tokens.sort_unstable();
+        request.stop_tokens.dedup();
         Self {
             history: History::new(&request.prompt),
             request,
@@ -42,7 +45,7 @@ impl Reply {
     pub(crate) fn push(&mut self, token: u32, now: Instant) -> Option<FinishReason> {
         self.first_token.get_or_insert(now);
         self.last_token = Some(now);
-        if self.request.stop_tokens.contains(&token) {
+        if self.request.stop_tokens.binary_search(&token).is_ok() {
             return Some(FinishReason::Stop);
         }
         self.history.push(token);
@@ -67,4 +70,25 @@ impl Reply {
 
 fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Sampling;
+
+    #[test]
+    fn every_stop_token_ends_the_reply_in_whatever_order_they_were_given() {
+        let request = Request {
+            prompt: vec![1],
+            sampling: Sampling::greedy(),
+            max_tokens: 10,
+            stop_tokens: vec![9, 2, 9, 5, 2],
+        };
+        for token in 0..12 {
+            let end = Reply::new(request.clone()).push(token, Instant::now());
+            let expected = [2, 5, 9].contains(&token).then_some(FinishReason::Stop);
+            assert_eq!(end, expected, "token {token}");
+        }
+    }
 }

@@ -135,6 +135,12 @@ pub enum Phase {
     Lost(Loss),
 }
 
+/// Says whether a request fits into a frame.
+pub(crate) fn fits(request: &Request) -> bool {
+    let tokens = request.prompt.len() + request.stop_tokens.len();
+    tokens <= (FRAME_BYTES_MAX as usize - SUBMIT_BYTES_MAX) / 4
+}
+
 impl Command {
     /// Appends the frame of this message.
     pub fn encode(&self, out: &mut Vec<u8>) {
@@ -350,6 +356,9 @@ const GREETING: u8 = 0;
 const MAGIC: &[u8; 5] = b"shoal";
 /// Room for the longest prompt anybody has the memory for.
 const FRAME_BYTES_MAX: u32 = 16 << 20;
+/// No less than a request takes beside its tokens.
+const SUBMIT_BYTES_MAX: usize = 64;
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -519,6 +528,26 @@ mod tests {
         later.extend(b"whatever it may hold");
         assert_eq!(Command::decode(&later), Ok(Command::Hello { version: 9 }));
         assert_eq!(Notice::decode(&later), Ok(Notice::Version { version: 9 }));
+    }
+
+    #[test]
+    fn the_longest_request_that_fits_can_be_read() {
+        let mut request = Request {
+            prompt: vec![1],
+            sampling: Sampling::greedy(),
+            max_tokens: 1,
+            stop_tokens: vec![2; (FRAME_BYTES_MAX as usize - SUBMIT_BYTES_MAX) / 4 - 1],
+        };
+        assert!(fits(&request));
+        let command = Command::Submit {
+            id: u64::MAX,
+            request: request.clone(),
+        };
+        let mut bytes = Vec::new();
+        command.encode(&mut bytes);
+        assert_eq!(Command::decode(&payload(&bytes)), Ok(command));
+        request.prompt.push(1);
+        assert!(!fits(&request));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::request::{Event, Failure, Request};
 use crate::status::{
     CellInfo, CellState, Counters, Loss, Place, RankReport, RankState, RankStatus, Status,
 };
-use crate::wire::{Command, Notice, Phase};
+use crate::wire::{self, Command, Notice, Phase};
 
 #[derive(Debug)]
 pub(super) struct Desk {
@@ -306,6 +306,12 @@ fn check(request: &Request, info: &CellInfo) -> Result<(), SubmitError> {
             context: info.context,
             prompt_tokens: request.prompt.len(),
         });
+    }
+    if !wire::fits(request) {
+        return invalid(format!(
+            "it has {} stop tokens, more than a message can hold",
+            request.stop_tokens.len()
+        ));
     }
     Ok(())
 }

@@ -201,6 +201,11 @@ fn what_cannot_be_taken_is_refused_at_once() {
         refused(&client, greedy(&[512], 1)),
         SubmitError::Invalid(_)
     ));
+    let endless = Request {
+        stop_tokens: vec![0; 5 << 20],
+        ..greedy(PROMPT, 1)
+    };
+    assert!(matches!(refused(&client, endless), SubmitError::Invalid(_)));
 
     let running = client.submit(greedy(PROMPT, 4000)).expect("taken");
     let waiting = client.submit(greedy(PROMPT, 4000)).expect("taken");
