@@ -25,6 +25,7 @@ pub use crate::request::{Event, Failure, FinishReason, Request, Sampling, Timing
 pub use crate::status::{
     CellInfo, CellState, Counters, Loss, Place, RankReport, RankState, RankStatus, Status,
 };
+pub use shoal_fabric::Rank;
 pub use shoal_scheduler::Limits;
 pub use stream::TokenStream;
 

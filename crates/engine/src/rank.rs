@@ -114,9 +114,8 @@ pub fn run_rank(config: RankConfig) -> Result<(), RankError> {
 }
 
 fn run_member(config: &RankConfig, rendezvous: SocketAddr) -> Result<(), RankError> {
-    let cpu = config.cpu()?;
-    let facts = Facts::of(&cpu);
     let deadline = Instant::now() + config.join_timeout;
+    // Before the CPU is taken, which pins this thread: how ranks wait depends on how many cores they may use.
     let mut group = tcp::join(
         rendezvous,
         config.rank,
@@ -130,9 +129,7 @@ fn run_member(config: &RankConfig, rendezvous: SocketAddr) -> Result<(), RankErr
         "joined the group"
     );
     group.set_timeout(config.silence_while_loading());
-    let followed = Model::load_member(cpu, &mut group)
-        .map_err(RankError::from)
-        .and_then(|model| follow(model, facts, config.step_timeout, &mut group));
+    let followed = follow(config, &mut group);
     if let Err(error) = &followed {
         let loss = error.loss(config.rank);
         group.abort(loss.rank, &loss.reason);
@@ -140,20 +137,18 @@ fn run_member(config: &RankConfig, rendezvous: SocketAddr) -> Result<(), RankErr
     followed
 }
 
-/// Does what rank 0 says, until it says to end.
-fn follow(
-    mut model: Model,
-    facts: Facts,
-    step_timeout: Duration,
-    group: &mut Group,
-) -> Result<(), RankError> {
+/// Takes its share of the model and does what rank 0 says, until it says to end.
+fn follow(config: &RankConfig, group: &mut Group) -> Result<(), RankError> {
+    let cpu = config.cpu()?;
+    let facts = Facts::of(&cpu);
+    let mut model = Model::load_member(cpu, group)?;
     let report = facts.report(group.rank(), &model);
     report.log();
     let (mut bytes, mut reports) = (Vec::new(), Vec::new());
     loop {
         group.broadcast(ROOT, &mut bytes)?;
         // The first step comes when the last rank has its weights.
-        group.set_timeout(step_timeout);
+        group.set_timeout(config.step_timeout);
         match Step::decode(&bytes)? {
             Step::Run(spans) => {
                 model.forward(&spans, group)?;

@@ -6,7 +6,7 @@ use crate::ops::attention::{self, Attention};
 use crate::ops::elementwise::{Add, RmsNorm, SiluMul};
 use crate::ops::linear;
 use crate::pool::{Pool, lock};
-use crate::{AttentionSpan, HeadMap, Isa, KvCache, Matrix, Rotary};
+use crate::{AttentionSpan, HeadMap, Isa, KvCache, Matrix, Rotary, machine};
 
 /// How a [`Cpu`] is set up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,12 +48,15 @@ impl Cpu {
             return Err(CpuError::NoThreads);
         }
         let token = Token::new(isa).ok_or(CpuError::Unavailable(isa))?;
+        // Counted before this thread is pinned, to one of them.
+        let cores = machine::available_cores();
         let pinning = first_core.map(affinity::Pinning::new).transpose();
         let pinning = pinning.map_err(CpuError::Pin)?;
         if let Some(pinning) = pinning {
             pinning.pin(0).map_err(CpuError::Pin)?;
         }
-        let pool = Pool::new(threads, move |thread| {
+        let crowded = threads > cores;
+        let pool = Pool::new(threads, crowded, move |thread| {
             if let Some(pinning) = pinning
                 && let Err(error) = pinning.pin(thread)
             {

@@ -23,12 +23,14 @@ pub(crate) struct Pool {
 
 impl Pool {
     /// Starts `threads - 1` workers. `pin` is called on each of them with the worker's number first.
+    ///
+    /// In a `crowded` pool, of more threads than cores, spinning would keep the core from whoever is awaited: they sleep
+    /// at once.
     pub(crate) fn new(
         threads: usize,
+        crowded: bool,
         pin: impl Fn(usize) + Clone + Send + 'static,
     ) -> io::Result<Self> {
-        // With fewer cores than threads, spinning would keep the core from whoever is awaited.
-        let crowded = threads > crate::machine::available_cores();
         let shared = Arc::new(Shared {
             job: UnsafeCell::new(None),
             round: AtomicUsize::new(0),
@@ -258,7 +260,8 @@ mod tests {
     use super::*;
 
     fn pool(threads: usize) -> Pool {
-        Pool::new(threads, |_| ()).unwrap()
+        let crowded = threads > crate::machine::available_cores();
+        Pool::new(threads, crowded, |_| ()).unwrap()
     }
 
     #[test]

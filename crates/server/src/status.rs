@@ -125,8 +125,7 @@ fn served(front: &Front) -> Model {
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
-    use shoal_engine::client::{Client, Loss};
-    use shoal_fabric::Rank;
+    use shoal_engine::client::{Client, Loss, Rank};
 
     use super::*;
 
