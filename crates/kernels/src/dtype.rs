@@ -68,6 +68,11 @@ impl Dtype {
         }
     }
 
+    /// Returns whether weights are integers with scales.
+    pub(crate) fn is_quantized(self) -> bool {
+        self.block_len() > 1
+    }
+
     /// Returns the bytes of a row of `cols` weights, or `None` if `cols` is not a whole number of
     /// blocks or the size does not fit a `usize`.
     pub fn row_bytes(self, cols: usize) -> Option<usize> {

@@ -1,48 +1,105 @@
-//! The block layouts of GGUF ([ggml-quants](https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c)),
-//! each read as chunks of 32 weights `scale × q + min` with unsigned bytes `q`.
+//! The block layouts of GGUF ([ggml-quants](https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c)):
+//! what each block means, in plain Rust, and how the kernels read it from a panel ([`crate::panels`]).
 //!
-//! The formats with a fixed zero point (8 for Q4_0, 128 for Q8_0) get `min = -zero × scale`. All
-//! these products are exact in `f32`, so nothing is lost against subtracting the zero first.
+//! A block is one or more chunks of 32 weights `scale × (q - zero) + min` with unsigned bytes `q`.
 
 use half::{bf16, f16};
 
 use crate::Dtype;
-use crate::arch::{Chunk, Scalar};
+use crate::arch::Simd;
+
+mod k_quants;
+mod simple;
+
+pub(crate) use k_quants::{Q4K, Q5K, Q6K};
+pub(crate) use simple::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 
 /// Weights in a chunk.
 pub(crate) const CHUNK: usize = 32;
 
-/// 32 weights: `scales × quants + mins`, with scales and minima for each half.
-pub(crate) struct Unpacked<C: Chunk> {
-    pub(crate) quants: C::Bytes,
-    pub(crate) scales: C::F32,
-    pub(crate) mins: C::F32,
-}
-
 /// A quantised block layout.
 pub(crate) trait Format {
     /// Bytes of a block.
-    type Block: 'static + Copy;
-    /// Scales of a block, decoded once for all its chunks.
-    type Header<C: Chunk>: Copy;
+    const BYTES: usize;
+    /// Offsets of the half-precision floats of a block; all else is read in words of four bytes.
+    const HALF_FLOATS: &'static [usize];
+    /// Offset of a word with one bit for each weight of a chunk; panels keep its bits [`spread`].
+    const BITS: Option<usize> = None;
     /// Chunks in a block.
     const CHUNKS: usize;
     /// Whether the two halves of a chunk have scales of their own.
     const HALVES: bool = false;
-    /// Whether quants reach beyond 127.
+    /// Whether `q` reaches beyond 127.
     const WIDE: bool = false;
+    /// What is taken from each `q`.
+    const ZERO: u8 = 0;
+    /// Whether chunks have a `min`.
+    const MINS: bool = false;
+    /// What the chunks of a block share, decoded once.
+    type Header<S: Simd>: Copy;
 
-    /// Views a row as blocks.
-    fn blocks(row: &[u8]) -> &[Self::Block];
-    /// Decodes the scales.
-    fn header<C: Chunk>(c: C, block: &Self::Block) -> Self::Header<C>;
-    /// Decodes chunk `i`.
-    fn unpack<C: Chunk>(
-        c: C,
-        block: &Self::Block,
-        header: Self::Header<C>,
-        i: usize,
-    ) -> Unpacked<C>;
+    /// Writes a block as floats: the definition.
+    fn dequantize(block: &[u8], out: &mut [f32]);
+
+    /// Decodes what the chunks share.
+    fn header<S: Simd>(s: S, block: Lanes<'_>) -> Self::Header<S>;
+
+    /// Decodes the scales of chunk `i`.
+    fn scales<S: Simd>(s: S, header: &Self::Header<S>, block: Lanes<'_>, i: usize) -> Scales<S>;
+
+    /// Decodes weights `4 * group..4 * group + 4` of chunk `i`, each lane's in its four bytes.
+    fn quants<S: Simd>(s: S, block: Lanes<'_>, i: usize, group: usize) -> S::I32;
+}
+
+/// Scales of a chunk, each lane's own.
+pub(crate) struct Scales<S: Simd> {
+    /// Of the two halves; the second counts only with [`Format::HALVES`].
+    pub(crate) scales: [S::F32; 2],
+    /// Counts only with [`Format::MINS`].
+    pub(crate) min: S::F32,
+}
+
+impl<S: Simd> Clone for Scales<S> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S: Simd> Copy for Scales<S> {}
+
+/// The same block of some neighbouring rows of a panel, from row `first` on, as many as a vector has lanes.
+///
+/// In a panel, what is at `offset` in the block of a row is at `PANEL_ROWS * offset`, one unit for each row.
+#[derive(Clone, Copy)]
+pub(crate) struct Lanes<'a> {
+    pub(crate) record: &'a [u8],
+    pub(crate) first: usize,
+}
+
+impl Lanes<'_> {
+    #[inline(always)]
+    pub(crate) fn half_float<S: Simd>(self, s: S, offset: usize) -> S::F32 {
+        s.load_f16_bytes(&self.record[PANEL_ROWS * offset + 2 * self.first..])
+    }
+
+    #[inline(always)]
+    pub(crate) fn word<S: Simd>(self, s: S, offset: usize) -> S::I32 {
+        s.load_bytes(&self.record[PANEL_ROWS * offset + 4 * self.first..])
+    }
+}
+
+/// Rows of a panel; every vector's lanes divide it.
+pub(crate) const PANEL_ROWS: usize = 16;
+
+/// Moves bit `4 * group + i` to bit `group` of byte `i`, so that a shift and a mask get the bits of a group.
+pub(crate) fn spread(bits: u32) -> u32 {
+    (0..32).fold(0, |out, at| out | (bits >> at & 1) << (at % 4 * 8 + at / 4))
+}
+
+/// Undoes [`spread`].
+pub(crate) fn gather(bits: u32) -> u32 {
+    (0..32).fold(0, |out, at| out | (bits >> (at % 4 * 8 + at / 4) & 1) << at)
 }
 
 /// Runs `$body` with `$format` naming the [`Format`] of a dtype, or `$other` for float dtypes.
@@ -71,28 +128,8 @@ macro_rules! with_format {
 }
 pub(crate) use with_format;
 
-/// Writes a row of `dtype` as `f32`: the definition of what the blocks mean.
-pub(crate) fn dequantize(dtype: Dtype, row: &[u8], out: &mut [f32]) {
-    with_format!(dtype, F => dequantize_blocks::<F>(row, out), _ => dequantize_floats(dtype, row, out));
-}
-
-fn dequantize_blocks<F: Format>(row: &[u8], out: &mut [f32]) {
-    let chunks = out.as_chunks_mut::<CHUNK>().0;
-    for (block, outs) in F::blocks(row)
-        .iter()
-        .zip(chunks.chunks_exact_mut(F::CHUNKS))
-    {
-        let header = F::header(Scalar, block);
-        for (i, out) in outs.iter_mut().enumerate() {
-            let chunk = F::unpack(Scalar, block, header, i);
-            for (j, out) in out.iter_mut().enumerate() {
-                *out = chunk.scales[j / 16] * f32::from(chunk.quants[j]) + chunk.mins[j / 16];
-            }
-        }
-    }
-}
-
-fn dequantize_floats(dtype: Dtype, row: &[u8], out: &mut [f32]) {
+/// Writes floats of a float dtype as `f32`.
+pub(crate) fn widen(dtype: Dtype, row: &[u8], out: &mut [f32]) {
     if dtype == Dtype::F32 {
         for (out, &bytes) in out.iter_mut().zip(row.as_chunks().0) {
             *out = f32::from_le_bytes(bytes);
@@ -107,216 +144,23 @@ fn dequantize_floats(dtype: Dtype, row: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Bytes `AT..AT + N` of a block.
-#[inline(always)]
-fn part<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
-    block[at..]
-        .first_chunk()
-        .expect("block layouts are constants that fit")
+/// Reads the half-precision float at `at`.
+fn half_float(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
-/// Declares a format whose blocks are one chunk with one scale.
-macro_rules! simple_format {
-    ($(#[$doc:meta])* $name:ident, $bytes:literal, wide: $wide:literal, |$c:ident, $block:ident, $s:ident| ($scale:expr, $min:expr), $quants:expr) => {
-        $(#[$doc])*
-        pub(crate) struct $name;
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-        impl Format for $name {
-            type Block = [u8; $bytes];
-            type Header<C: Chunk> = (C::F32, C::F32);
-            const CHUNKS: usize = 1;
-            const WIDE: bool = $wide;
-
-            #[inline(always)]
-            fn blocks(row: &[u8]) -> &[Self::Block] {
-                row.as_chunks().0
-            }
-
-            #[inline(always)]
-            fn header<C: Chunk>($c: C, $block: &Self::Block) -> Self::Header<C> {
-                let $s = $scale;
-                ($s, $min)
-            }
-
-            #[inline(always)]
-            fn unpack<C: Chunk>(
-                $c: C,
-                $block: &Self::Block,
-                (scales, mins): Self::Header<C>,
-                _i: usize,
-            ) -> Unpacked<C> {
-                Unpacked { quants: $quants, scales, mins }
-            }
+    #[test]
+    fn spread_puts_the_bits_of_a_group_in_reach_of_one_mask() {
+        for group in 0..8 {
+            let bits = 0b1011 << (4 * group);
+            assert_eq!(spread(bits) >> group & 0x0101_0101, 0x0100_0101);
         }
-    };
-}
-
-simple_format!(
-    /// f16 scale, 16 × two nibbles; zero point 8.
-    Q4_0, 18, wide: false,
-    |c, block, scale| (c.f16(*part(block, 0)), c.mul(scale, c.splat(-8.0))),
-    c.nibbles(part(block, 2))
-);
-simple_format!(
-    /// f16 scale, f16 min, 16 × two nibbles.
-    Q4_1, 20, wide: false,
-    |c, block, scale| (c.f16(*part(block, 0)), c.f16(*part(block, 2))),
-    c.nibbles(part(block, 4))
-);
-simple_format!(
-    /// f16 scale, 32 fifth bits, 16 × two nibbles; zero point 16.
-    Q5_0, 22, wide: false,
-    |c, block, scale| (c.f16(*part(block, 0)), c.mul(scale, c.splat(-16.0))),
-    c.join(c.nibbles(part(block, 6)), c.bits(*part(block, 2)))
-);
-simple_format!(
-    /// f16 scale, f16 min, 32 fifth bits, 16 × two nibbles.
-    Q5_1, 24, wide: false,
-    |c, block, scale| (c.f16(*part(block, 0)), c.f16(*part(block, 2))),
-    c.join(c.nibbles(part(block, 8)), c.bits(*part(block, 4)))
-);
-simple_format!(
-    /// f16 scale, 32 signed bytes.
-    Q8_0, 34, wide: true,
-    |c, block, scale| (c.f16(*part(block, 0)), c.mul(scale, c.splat(-128.0))),
-    c.flip_sign(c.load(part(block, 2)))
-);
-
-/// Scales and minima of the chunks of a Q4_K or Q5_K block.
-#[derive(Clone, Copy)]
-pub(crate) struct KHeader {
-    scales: [f32; 8],
-    mins: [f32; 8],
-}
-
-impl KHeader {
-    /// Reads f16 scale, f16 min and the 6-bit scales and minima of eight chunks, packed in 12 bytes:
-    /// the first four of each in the low bits of bytes 0..4 and 4..8; the low nibbles of the other
-    /// four in bytes 8..12, their upper two bits in the upper bits of bytes 0..8.
-    #[inline(always)]
-    fn read<C: Chunk>(c: C, block: &[u8]) -> Self {
-        let low = u32::from_le_bytes(*part(block, 4));
-        let mid = u32::from_le_bytes(*part(block, 8));
-        let high = u32::from_le_bytes(*part(block, 12));
-        let (scales, mins) = (
-            [
-                low & 0x3f3f_3f3f,
-                high & 0x0f0f_0f0f | low >> 2 & 0x3030_3030,
-            ],
-            [
-                mid & 0x3f3f_3f3f,
-                high >> 4 & 0x0f0f_0f0f | mid >> 2 & 0x3030_3030,
-            ],
-        );
-        let (scale, min) = (c.f16(*part(block, 0)), c.f16(*part(block, 2)));
-        Self {
-            scales: c.scaled(signed(scales), scale),
-            mins: c.scaled(signed(mins), c.mul(min, c.splat(-1.0))),
-        }
-    }
-
-    #[inline(always)]
-    fn chunk<C: Chunk>(&self, c: C, quants: C::Bytes, i: usize) -> Unpacked<C> {
-        Unpacked {
-            quants,
-            scales: c.splat(self.scales[i]),
-            mins: c.splat(self.mins[i]),
-        }
-    }
-}
-
-/// The bytes of two words, low ones first.
-#[inline(always)]
-fn signed([low, high]: [u32; 2]) -> [i8; 8] {
-    (u64::from(low) | u64::from(high) << 32)
-        .to_le_bytes()
-        .map(|x| x as i8)
-}
-
-/// Scales as in [`KHeader`], then 128 bytes: chunks `2i` and `2i + 1` are the low and high nibbles of run `i` of 32.
-pub(crate) struct Q4K;
-
-impl Format for Q4K {
-    type Block = [u8; 144];
-    type Header<C: Chunk> = KHeader;
-    const CHUNKS: usize = 8;
-
-    #[inline(always)]
-    fn blocks(row: &[u8]) -> &[Self::Block] {
-        row.as_chunks().0
-    }
-
-    #[inline(always)]
-    fn header<C: Chunk>(c: C, block: &Self::Block) -> KHeader {
-        KHeader::read(c, block)
-    }
-
-    #[inline(always)]
-    fn unpack<C: Chunk>(c: C, block: &Self::Block, header: KHeader, i: usize) -> Unpacked<C> {
-        let nibbles = c.load(part(block, 16 + i / 2 * 32));
-        header.chunk(c, c.field(nibbles, i as u32 % 2 * 4, 4), i)
-    }
-}
-
-/// Scales as in [`KHeader`], 32 bytes whose bit `i` is the fifth bit of chunk `i`, then nibbles as in Q4_K.
-pub(crate) struct Q5K;
-
-impl Format for Q5K {
-    type Block = [u8; 176];
-    type Header<C: Chunk> = KHeader;
-    const CHUNKS: usize = 8;
-
-    #[inline(always)]
-    fn blocks(row: &[u8]) -> &[Self::Block] {
-        row.as_chunks().0
-    }
-
-    #[inline(always)]
-    fn header<C: Chunk>(c: C, block: &Self::Block) -> KHeader {
-        KHeader::read(c, block)
-    }
-
-    #[inline(always)]
-    fn unpack<C: Chunk>(c: C, block: &Self::Block, header: KHeader, i: usize) -> Unpacked<C> {
-        let nibbles = c.load(part(block, 48 + i / 2 * 32));
-        let fifth = c.field(c.load(part(block, 16)), i as u32, 1);
-        header.chunk(c, c.join(c.field(nibbles, i as u32 % 2 * 4, 4), fifth), i)
-    }
-}
-
-/// 128 bytes of nibbles, 64 bytes of upper bit pairs, 16 signed scales (one for each 16 weights),
-/// f16 scale; zero point 32. In each half of four chunks, chunks 0 and 1 are the low and 2 and 3 the
-/// high nibbles of the half's two runs, and chunk `k` has bit pair `k` of the half's run of pairs.
-pub(crate) struct Q6K;
-
-impl Format for Q6K {
-    type Block = [u8; 210];
-    type Header<C: Chunk> = C::F32;
-    const CHUNKS: usize = 8;
-    const HALVES: bool = true;
-
-    #[inline(always)]
-    fn blocks(row: &[u8]) -> &[Self::Block] {
-        row.as_chunks().0
-    }
-
-    #[inline(always)]
-    fn header<C: Chunk>(c: C, block: &Self::Block) -> C::F32 {
-        c.f16(*part(block, 208))
-    }
-
-    #[inline(always)]
-    fn unpack<C: Chunk>(c: C, block: &Self::Block, scale: C::F32, i: usize) -> Unpacked<C> {
-        let (half, k) = (i / 4, i % 4);
-        let nibbles = c.load(part(block, 64 * half + k % 2 * 32));
-        let pairs = c.load(part(block, 128 + 32 * half));
-        let low = c.field(nibbles, k as u32 / 2 * 4, 4);
-        let scales = part::<2>(block, 192 + 2 * i).map(|x| f32::from(x as i8));
-        let scales = c.mul(scale, c.halves(scales));
-        Unpacked {
-            quants: c.join(low, c.field(pairs, k as u32 * 2, 2)),
-            scales,
-            mins: c.mul(scales, c.splat(-32.0)),
+        for bits in [0, 1, 0xdead_beef, u32::MAX] {
+            assert_eq!(gather(spread(bits)), bits);
         }
     }
 }

@@ -35,6 +35,7 @@ pub mod machine;
 mod mapped_file;
 mod matrix;
 mod ops;
+mod panels;
 mod pool;
 
 pub use cpu::{Cpu, CpuConfig, CpuError};

@@ -1,9 +1,9 @@
-use crate::Dtype;
-use crate::formats;
+use crate::formats::{self, PANEL_ROWS};
+use crate::{Dtype, machine, panels};
 
 /// A weight matrix, `rows × cols`, in a storage format.
 ///
-/// The layout is the kernels' own business: rows come in as GGUF blocks, row-major.
+/// Rows come in as GGUF blocks, row-major. Quantised ones are then kept in panels ([`panels`]), floats as they are.
 #[derive(Debug, Clone)]
 pub struct Matrix {
     dtype: Dtype,
@@ -14,7 +14,15 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// Takes `rows` rows of `cols` weights each, as blocks of `dtype`.
+    /// Returns an empty buffer for the bytes of a matrix, backed by huge pages where the system has them: reading weights
+    /// in one stream from small pages measured a sixth to a third slower.
+    pub fn buffer(bytes: usize) -> Vec<u8> {
+        let mut buffer = Vec::with_capacity(bytes);
+        machine::advise_huge_pages(buffer.spare_capacity_mut());
+        buffer
+    }
+
+    /// Takes `rows` rows of `cols` weights each, as blocks of `dtype`, and lays them out for the kernels in place.
     ///
     /// # Errors
     /// If `cols` is not a whole number of blocks or `bytes` has another length than the shape asks for.
@@ -22,7 +30,7 @@ impl Matrix {
         dtype: Dtype,
         rows: usize,
         cols: usize,
-        bytes: Vec<u8>,
+        mut bytes: Vec<u8>,
     ) -> Result<Self, MatrixError> {
         if cols == 0 || !cols.is_multiple_of(dtype.block_len()) {
             return Err(MatrixError::Columns { dtype, cols });
@@ -30,13 +38,16 @@ impl Matrix {
         let row_bytes = dtype.row_bytes(cols);
         let expected = row_bytes.and_then(|row| row.checked_mul(rows));
         match (row_bytes, expected) {
-            (Some(row_bytes), Some(expected)) if expected == bytes.len() => Ok(Self {
-                dtype,
-                rows,
-                cols,
-                row_bytes,
-                bytes,
-            }),
+            (Some(row_bytes), Some(expected)) if expected == bytes.len() => {
+                panels::pack(dtype, row_bytes, &mut bytes);
+                Ok(Self {
+                    dtype,
+                    rows,
+                    cols,
+                    row_bytes,
+                    bytes,
+                })
+            }
             _ => Err(MatrixError::Bytes {
                 dtype,
                 rows,
@@ -72,13 +83,26 @@ impl Matrix {
     /// If there is no such row or `out` is not `cols` long.
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
         assert_eq!(out.len(), self.cols, "out holds one row");
-        formats::dequantize(self.dtype, self.row(row), out);
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        if self.dtype.is_quantized() {
+            let panel = self.panel(row / PANEL_ROWS);
+            panels::dequantize_row(self.dtype, panel, row % PANEL_ROWS, out);
+        } else {
+            formats::widen(self.dtype, self.floats(row), out);
+        }
     }
 
-    /// Returns the blocks of one row.
-    pub(crate) fn row(&self, row: usize) -> &[u8] {
-        assert!(row < self.rows, "row {row} of {}", self.rows);
+    /// Returns a row of floats.
+    pub(crate) fn floats(&self, row: usize) -> &[u8] {
+        debug_assert!(!self.dtype.is_quantized());
         &self.bytes[row * self.row_bytes..][..self.row_bytes]
+    }
+
+    /// Returns a panel of quantised rows.
+    pub(crate) fn panel(&self, panel: usize) -> &[u8] {
+        debug_assert!(self.dtype.is_quantized());
+        let panel_bytes = PANEL_ROWS * self.row_bytes;
+        &self.bytes[panel * panel_bytes..][..panel_bytes]
     }
 }
 

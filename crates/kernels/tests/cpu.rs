@@ -277,6 +277,36 @@ fn products_that_share_activations_equal_single_ones_bit_for_bit() {
     }
 }
 
+/// Also across instruction sets, which all sum in the order of the columns.
+#[test]
+fn integer_products_do_not_depend_on_the_batch() {
+    let cols = 512;
+    for dtype in &Dtype::ALL[3..] {
+        let bytes = (0..dtype.row_bytes(cols).unwrap() * 37).map(|i| (i * 7 % 61) as u8);
+        let matrix = Matrix::new(*dtype, 37, cols, bytes.collect()).unwrap();
+        let x: Vec<f32> = (0..19 * cols).map(|i| (i as f32).sin()).collect();
+        let fast = [Isa::Avx2, Isa::Avx512].into_iter();
+        let cpus: Vec<_> = fast
+            .filter(|isa| isa.is_available())
+            .map(|isa| cpu(isa, 1))
+            .collect();
+        let product = |cpu: &Cpu, x: &[f32]| {
+            let mut out = vec![0.0; x.len() / cols * 37];
+            cpu.linear(x, &matrix, &mut out);
+            out
+        };
+        let alone: Vec<f32> = cpus.first().map_or(vec![], |cpu| {
+            x.chunks(cols).flat_map(|x| product(cpu, x)).collect()
+        });
+        for cpu in &cpus {
+            for batch in [2, 3, 4, 7, 8, 11, 19] {
+                let together = x.chunks(batch * cols).flat_map(|x| product(cpu, x));
+                assert_eq!(together.collect::<Vec<_>>(), alone, "{dtype} by {batch}");
+            }
+        }
+    }
+}
+
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
     let isa = Isa::detect();

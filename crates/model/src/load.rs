@@ -82,7 +82,7 @@ pub(crate) fn distribute(
         let slices: Vec<Slice> = (0..plan.world())
             .map(|rank| plan.slice(weight, rank))
             .collect();
-        let mut own = Vec::with_capacity(slices[0].bytes(weight));
+        let mut own = Matrix::buffer(slices[0].bytes(weight));
         let rows_max = (PIECE_BYTES / stride).max(1);
         for first in (0..weight.rows).step_by(rows_max) {
             let rows = first..weight.rows.min(first + rows_max);
@@ -118,7 +118,7 @@ pub(crate) fn receive(
     Weights::assemble(spec, &mut |weight| {
         let slice = plan.slice(weight, rank);
         let len = slice.bytes(weight);
-        let mut bytes = Vec::with_capacity(len);
+        let mut bytes = Matrix::buffer(len);
         while bytes.len() < len {
             group.recv(Rank(0), &mut piece)?;
             if piece.is_empty() || piece.len() > len - bytes.len() {

@@ -1,5 +1,8 @@
 //! Every flag and its help text.
-#![allow(rustdoc::broken_intra_doc_links, reason = "doc comments here are help texts")]
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "doc comments here are help texts"
+)]
 
 use std::net::IpAddr;
 use std::path::PathBuf;

@@ -1,6 +1,6 @@
 use std::arch::x86_64::*;
 
-use super::avx2::{Ymm, intrinsics};
+use super::avx2::intrinsics;
 use super::{Operation, Simd};
 use crate::Isa;
 
@@ -26,16 +26,8 @@ impl Avx512 {
 
 impl Simd for Avx512 {
     const LANES: usize = 16;
-    // With 4 tokens: 8 independent chains hide the latency of the dot product, and 16 of 32 registers hold sums.
-    const ROW_VECTORS: usize = 2;
     type F32 = __m512;
     type I32 = __m512i;
-    type Chunk = Ymm<true>;
-
-    #[inline(always)]
-    fn chunk(self) -> Self::Chunk {
-        Ymm::vnni(self)
-    }
 
     #[inline(always)]
     fn load(self, from: &[f32]) -> __m512 {
@@ -107,7 +99,9 @@ impl Simd for Avx512 {
         }
         fn sum(self, x: __m512) -> f32 { _mm512_reduce_add_ps(x) }
         fn largest(self, x: __m512) -> f32 { _mm512_reduce_max_ps(x) }
-        fn zero_i32(self) -> __m512i { _mm512_setzero_si512() }
+        // Prefetches do not fault, whatever the address.
+        fn prefetch(self, address: *const u8) { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+        fn splat_i32(self, x: i32) -> __m512i { _mm512_set1_epi32(x) }
         fn splat_bytes(self, bytes: [i8; 4]) -> __m512i {
             _mm512_set1_epi32(i32::from_ne_bytes(bytes.map(|b| b as u8)))
         }
@@ -115,5 +109,21 @@ impl Simd for Avx512 {
             _mm512_dpbusd_epi32(sum, weights, activations)
         }
         fn to_f32(self, x: __m512i) -> __m512 { _mm512_cvtepi32_ps(x) }
+        fn and(self, x: __m512i, mask: u32) -> __m512i {
+            _mm512_and_si512(x, _mm512_set1_epi32(mask as i32))
+        }
+        fn or(self, a: __m512i, b: __m512i) -> __m512i { _mm512_or_si512(a, b) }
+        fn xor(self, x: __m512i, mask: u32) -> __m512i {
+            _mm512_xor_si512(x, _mm512_set1_epi32(mask as i32))
+        }
+        fn shift_left(self, x: __m512i, bits: u32) -> __m512i {
+            _mm512_sll_epi32(x, _mm_cvtsi32_si128(bits as i32))
+        }
+        fn shift_right(self, x: __m512i, bits: u32) -> __m512i {
+            _mm512_srl_epi32(x, _mm_cvtsi32_si128(bits as i32))
+        }
+        fn shift_right_signed(self, x: __m512i, bits: u32) -> __m512i {
+            _mm512_sra_epi32(x, _mm_cvtsi32_si128(bits as i32))
+        }
     }
 }

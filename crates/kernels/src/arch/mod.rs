@@ -28,18 +28,13 @@ pub(crate) trait Operation {
 
 /// Vectors of [`Simd::LANES`] floats, or of as many groups of four bytes.
 pub(crate) trait Simd: Copy {
-    /// Floats in a vector; divides `kv_cache::ALIGN`.
+    /// Floats in a vector; divides `kv_cache::ALIGN` and `formats::PANEL_ROWS`.
     const LANES: usize;
-    /// Vectors of rows that a product over several tokens keeps in registers.
-    const ROW_VECTORS: usize;
     /// `LANES` floats.
     type F32: Copy;
     /// `LANES` 32-bit integers, each also seen as four bytes.
     type I32: Copy;
-    /// Operations on a run of 32 weights.
-    type Chunk: Chunk;
 
-    fn chunk(self) -> Self::Chunk;
     fn splat(self, x: f32) -> Self::F32;
     /// Loads the first `LANES` of `from`.
     fn load(self, from: &[f32]) -> Self::F32;
@@ -71,7 +66,10 @@ pub(crate) trait Simd: Copy {
     /// The largest lane.
     fn largest(self, x: Self::F32) -> f32;
 
-    fn zero_i32(self) -> Self::I32;
+    /// Hints that the cache line at `address` will be read soon; any address is allowed.
+    fn prefetch(self, address: *const u8);
+
+    fn splat_i32(self, x: i32) -> Self::I32;
     /// Loads `4 * LANES` bytes.
     fn load_bytes(self, from: &[u8]) -> Self::I32;
     /// The same four bytes in every lane.
@@ -86,6 +84,17 @@ pub(crate) trait Simd: Copy {
         wide: bool,
     ) -> Self::I32;
     fn to_f32(self, x: Self::I32) -> Self::F32;
+    /// Ands each lane with `mask`.
+    fn and(self, x: Self::I32, mask: u32) -> Self::I32;
+    fn or(self, a: Self::I32, b: Self::I32) -> Self::I32;
+    /// Flips the bits of `mask` in each lane.
+    fn xor(self, x: Self::I32, mask: u32) -> Self::I32;
+    /// Shifts each lane left by `bits`, below 32.
+    fn shift_left(self, x: Self::I32, bits: u32) -> Self::I32;
+    /// Shifts each lane right by `bits`, below 32, and fills with zeros.
+    fn shift_right(self, x: Self::I32, bits: u32) -> Self::I32;
+    /// The same, filling with the sign.
+    fn shift_right_signed(self, x: Self::I32, bits: u32) -> Self::I32;
 
     /// `e^x` to a few units in the last place; inputs are clamped to ±88, below which it is 0.
     #[inline(always)]
@@ -110,54 +119,6 @@ pub(crate) trait Simd: Copy {
         let p = self.mul_add(self.mul(r, r), p, self.add(r, self.splat(1.0)));
         self.mul(p, self.power_of_two(n))
     }
-}
-
-/// Operations on a chunk: 32 consecutive weights of one row as unsigned bytes.
-pub(crate) trait Chunk: Copy {
-    /// 32 bytes.
-    type Bytes: Copy;
-    /// Floats for the two halves of a chunk, each half in one or more lanes.
-    type F32: Copy;
-
-    /// A half-precision float for both halves, in every lane.
-    fn f16(self, bytes: [u8; 2]) -> Self::F32;
-    /// A float for both halves, in every lane.
-    fn splat(self, x: f32) -> Self::F32;
-    /// A float for each half, in every lane of it.
-    fn halves(self, x: [f32; 2]) -> Self::F32;
-    /// The first lane of each half.
-    fn first(self, x: Self::F32) -> [f32; 2];
-    /// The sum of all lanes.
-    fn sum(self, x: Self::F32) -> f32;
-    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
-    /// `a * b + c`.
-    fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
-    /// Each integer times the first lane of `unit`.
-    fn scaled(self, integers: [i8; 8], unit: Self::F32) -> [f32; 8];
-
-    fn load(self, from: &[u8; 32]) -> Self::Bytes;
-    fn store(self, x: Self::Bytes) -> [u8; 32];
-    /// The 16 low halves of the bytes, then the 16 high halves.
-    fn nibbles(self, from: &[u8; 16]) -> Self::Bytes;
-    /// Byte `i` is bit `i`.
-    fn bits(self, from: [u8; 4]) -> Self::Bytes;
-    /// Bits `shift..shift + width` of each byte.
-    fn field(self, x: Self::Bytes, shift: u32, width: u32) -> Self::Bytes;
-    /// `low | high << 4`, for bytes `high` below 16.
-    fn join(self, low: Self::Bytes, high: Self::Bytes) -> Self::Bytes;
-    /// Flips the sign bits: `i8` to `u8` with 128 added.
-    fn flip_sign(self, x: Self::Bytes) -> Self::Bytes;
-    /// Adds `scales × Σ weights × activations`; what a lane sums lies in its half. `wide` as in [`Simd::dot_add`].
-    fn add_products(
-        self,
-        sums: Self::F32,
-        weights: Self::Bytes,
-        activations: &[i8; 32],
-        scales: Self::F32,
-        wide: bool,
-    ) -> Self::F32;
-    /// Hints that the cache line at `address` will be read soon; any address is allowed.
-    fn prefetch(self, address: *const u8);
 }
 
 /// An instruction set this processor was seen to have.

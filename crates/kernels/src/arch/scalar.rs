@@ -1,6 +1,6 @@
 use half::{bf16, f16};
 
-use super::{Chunk, Simd};
+use super::Simd;
 
 /// Plain Rust. Eight lanes, so that sums are added in the same order as by AVX2.
 #[derive(Clone, Copy)]
@@ -15,15 +15,8 @@ fn lanes<T>(f: impl FnMut(usize) -> T) -> [T; LANES] {
 
 impl Simd for Scalar {
     const LANES: usize = LANES;
-    const ROW_VECTORS: usize = 1;
     type F32 = [f32; LANES];
-    type I32 = [[u8; 4]; LANES];
-    type Chunk = Self;
-
-    #[inline(always)]
-    fn chunk(self) -> Self {
-        self
-    }
+    type I32 = [u32; LANES];
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F32 {
@@ -118,19 +111,22 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn zero_i32(self) -> Self::I32 {
-        [[0; 4]; LANES]
+    fn prefetch(self, _address: *const u8) {}
+
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> Self::I32 {
+        [x as u32; LANES]
     }
 
     #[inline(always)]
     fn load_bytes(self, from: &[u8]) -> Self::I32 {
         let words = from.as_chunks::<4>().0;
-        lanes(|i| words[i])
+        lanes(|i| u32::from_le_bytes(words[i]))
     }
 
     #[inline(always)]
     fn splat_bytes(self, bytes: [i8; 4]) -> Self::I32 {
-        [bytes.map(|b| b as u8); LANES]
+        [u32::from_le_bytes(bytes.map(|b| b as u8)); LANES]
     }
 
     #[inline(always)]
@@ -142,123 +138,49 @@ impl Simd for Scalar {
         _wide: bool,
     ) -> Self::I32 {
         lanes(|i| {
-            let products = weights[i].iter().zip(activations[i]);
+            let products = weights[i]
+                .to_le_bytes()
+                .into_iter()
+                .zip(activations[i].to_le_bytes());
             let dot: i32 = products
-                .map(|(&w, y)| i32::from(w) * i32::from(y as i8))
+                .map(|(w, y)| i32::from(w) * i32::from(y as i8))
                 .sum();
-            (i32::from_ne_bytes(sum[i]) + dot).to_ne_bytes()
+            sum[i].wrapping_add(dot as u32)
         })
     }
 
     #[inline(always)]
     fn to_f32(self, x: Self::I32) -> Self::F32 {
-        lanes(|i| i32::from_ne_bytes(x[i]) as f32)
-    }
-}
-
-impl Chunk for Scalar {
-    type Bytes = [u8; 32];
-    type F32 = [f32; 2];
-
-    #[inline(always)]
-    fn f16(self, bytes: [u8; 2]) -> [f32; 2] {
-        [f16::from_le_bytes(bytes).to_f32(); 2]
+        lanes(|i| x[i] as i32 as f32)
     }
 
     #[inline(always)]
-    fn splat(self, x: f32) -> [f32; 2] {
-        [x; 2]
+    fn and(self, x: Self::I32, mask: u32) -> Self::I32 {
+        lanes(|i| x[i] & mask)
     }
 
     #[inline(always)]
-    fn halves(self, x: [f32; 2]) -> [f32; 2] {
-        x
+    fn or(self, a: Self::I32, b: Self::I32) -> Self::I32 {
+        lanes(|i| a[i] | b[i])
     }
 
     #[inline(always)]
-    fn first(self, x: [f32; 2]) -> [f32; 2] {
-        x
+    fn xor(self, x: Self::I32, mask: u32) -> Self::I32 {
+        lanes(|i| x[i] ^ mask)
     }
 
     #[inline(always)]
-    fn sum(self, x: [f32; 2]) -> f32 {
-        x[0] + x[1]
+    fn shift_left(self, x: Self::I32, bits: u32) -> Self::I32 {
+        lanes(|i| x[i] << bits)
     }
 
     #[inline(always)]
-    fn mul(self, a: [f32; 2], b: [f32; 2]) -> [f32; 2] {
-        [a[0] * b[0], a[1] * b[1]]
+    fn shift_right(self, x: Self::I32, bits: u32) -> Self::I32 {
+        lanes(|i| x[i] >> bits)
     }
 
     #[inline(always)]
-    fn mul_add(self, a: [f32; 2], b: [f32; 2], c: [f32; 2]) -> [f32; 2] {
-        [a[0] * b[0] + c[0], a[1] * b[1] + c[1]]
+    fn shift_right_signed(self, x: Self::I32, bits: u32) -> Self::I32 {
+        lanes(|i| (x[i] as i32 >> bits) as u32)
     }
-
-    #[inline(always)]
-    fn scaled(self, integers: [i8; 8], unit: [f32; 2]) -> [f32; 8] {
-        integers.map(|x| unit[0] * f32::from(x))
-    }
-
-    #[inline(always)]
-    fn load(self, from: &[u8; 32]) -> Self::Bytes {
-        *from
-    }
-
-    #[inline(always)]
-    fn store(self, x: Self::Bytes) -> [u8; 32] {
-        x
-    }
-
-    #[inline(always)]
-    fn nibbles(self, from: &[u8; 16]) -> Self::Bytes {
-        std::array::from_fn(|i| {
-            if i < 16 {
-                from[i] & 15
-            } else {
-                from[i - 16] >> 4
-            }
-        })
-    }
-
-    #[inline(always)]
-    fn bits(self, from: [u8; 4]) -> Self::Bytes {
-        std::array::from_fn(|i| from[i / 8] >> (i % 8) & 1)
-    }
-
-    #[inline(always)]
-    fn field(self, x: Self::Bytes, shift: u32, width: u32) -> Self::Bytes {
-        x.map(|x| x >> shift & ((1 << width) - 1))
-    }
-
-    #[inline(always)]
-    fn join(self, low: Self::Bytes, high: Self::Bytes) -> Self::Bytes {
-        std::array::from_fn(|i| low[i] | high[i] << 4)
-    }
-
-    #[inline(always)]
-    fn flip_sign(self, x: Self::Bytes) -> Self::Bytes {
-        x.map(|x| x ^ 0x80)
-    }
-
-    #[inline(always)]
-    fn add_products(
-        self,
-        sums: [f32; 2],
-        weights: Self::Bytes,
-        activations: &[i8; 32],
-        scales: [f32; 2],
-        _wide: bool,
-    ) -> [f32; 2] {
-        std::array::from_fn(|half| {
-            let mut dot = 0;
-            for i in 16 * half..16 * half + 16 {
-                dot += i32::from(weights[i]) * i32::from(activations[i]);
-            }
-            sums[half] + scales[half] * dot as f32
-        })
-    }
-
-    #[inline(always)]
-    fn prefetch(self, _address: *const u8) {}
 }

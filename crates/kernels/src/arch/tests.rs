@@ -2,9 +2,8 @@
 
 use proptest::prelude::*;
 
-use super::{Chunk, Operation, Scalar, Simd, Token};
-use crate::formats::{Format, with_format};
-use crate::{Dtype, Isa};
+use super::{Operation, Simd, Token};
+use crate::Isa;
 
 fn tokens() -> impl Iterator<Item = Token> {
     Isa::ALL.into_iter().filter_map(Token::new)
@@ -47,32 +46,7 @@ fn exp_is_within_a_few_units_and_saturates() {
     }
 }
 
-/// Decodes a block of `dtype`: quants, scales and minima of each chunk.
-struct Unpack<'a>(Dtype, &'a [u8]);
-
-impl Operation for Unpack<'_> {
-    type Output = Vec<([u8; 32], [u32; 2], [u32; 2])>;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> Self::Output {
-        with_format!(self.0, F => unpack::<S::Chunk, F>(s.chunk(), self.1), _ => Vec::new())
-    }
-}
-
-#[inline(always)]
-fn unpack<C: Chunk, F: Format>(c: C, row: &[u8]) -> Vec<([u8; 32], [u32; 2], [u32; 2])> {
-    let block = &F::blocks(row)[0];
-    let header = F::header(c, block);
-    let mut chunks = Vec::new();
-    for i in 0..F::CHUNKS {
-        let chunk = F::unpack(c, block, header, i);
-        let bits = |x| c.first(x).map(f32::to_bits);
-        chunks.push((c.store(chunk.quants), bits(chunk.scales), bits(chunk.mins)));
-    }
-    chunks
-}
-
-/// Adds up the products of one chunk with both ways of a shell; `wide` weights use all eight bits.
+/// Adds up products; `wide` weights use all eight bits.
 struct Products<'a> {
     weights: &'a [u8; 32],
     activations: &'a [i8; 32],
@@ -80,44 +54,63 @@ struct Products<'a> {
 }
 
 impl Operation for Products<'_> {
-    type Output = (f32, f32);
+    type Output = f32;
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> (f32, f32) {
-        let c = s.chunk();
-        let weights = c.load(self.weights);
-        let sums = c.add_products(
-            c.splat(0.0),
-            weights,
-            self.activations,
-            c.halves([1.0, 3.0]),
-            self.wide,
-        );
-        let mut dots = s.zero_i32();
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let mut dots = s.splat_i32(0);
         let fours = self.weights.as_chunks::<4>().0;
         for (four, &activations) in fours.iter().zip(self.activations.as_chunks::<4>().0) {
             let weights = s.load_bytes([*four; 16].as_flattened());
             dots = s.dot_add(dots, weights, s.splat_bytes(activations), self.wide);
         }
-        (c.sum(sums), s.largest(s.to_f32(dots)))
+        s.largest(s.to_f32(dots))
+    }
+}
+
+/// Each operation on bits, on a lane with `bits` and one with others.
+struct Bits {
+    bits: u32,
+    mask: u32,
+    by: u32,
+}
+
+impl Operation for Bits {
+    type Output = [f32; 6];
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> [f32; 6] {
+        let Self { bits, mask, by } = self;
+        let x = s.load_bytes([bits.to_le_bytes(); 16].as_flattened());
+        let lanes = [
+            s.and(x, mask),
+            s.or(x, s.splat_i32(mask as i32)),
+            s.xor(x, mask),
+            s.shift_left(x, by),
+            s.shift_right(x, by),
+            s.shift_right_signed(x, by),
+        ];
+        let mut out = [0.0; 6];
+        for (lanes, out) in lanes.into_iter().zip(&mut out) {
+            *out = s.largest(s.to_f32(lanes));
+        }
+        out
     }
 }
 
 proptest! {
     #[test]
-    fn chunks_decode_alike(bytes in prop::collection::vec(any::<u8>(), 210)) {
-        for dtype in Dtype::ALL {
-            let row = &bytes[..dtype.block_bytes()];
-            let expected = Unpack(dtype, row).run(Scalar);
-            for token in tokens() {
-                let got = token.run(Unpack(dtype, row));
-                // A NaN scale keeps its payload on one shell and not on another.
-                if expected.iter().flat_map(|c| c.1).all(|bits| f32::from_bits(bits).is_finite())
-                    && expected.iter().flat_map(|c| c.2).all(|bits| f32::from_bits(bits).is_finite())
-                {
-                    prop_assert_eq!(&got, &expected, "{}", dtype);
-                }
-            }
+    fn bit_operations_agree(bits: u32, mask: u32, by in 0..32_u32) {
+        let expected = [
+            bits & mask,
+            bits | mask,
+            bits ^ mask,
+            bits << by,
+            bits >> by,
+            (bits as i32 >> by) as u32,
+        ];
+        for token in tokens() {
+            prop_assert_eq!(token.run(Bits { bits, mask, by }), expected.map(|x| x as i32 as f32));
         }
     }
 
@@ -128,10 +121,11 @@ proptest! {
     ) {
         for wide in [false, true] {
             let weights = weights.map(|w| if wide { w } else { w & 127 });
-            let operation = || Products { weights: &weights, activations: &activations, wide };
-            let expected = operation().run(Scalar);
+            let products = weights.iter().zip(activations).map(|(&w, y)| i32::from(w) * i32::from(y));
+            let expected = products.sum::<i32>() as f32;
             for token in tokens() {
-                prop_assert_eq!(token.run(operation()), expected);
+                let operation = Products { weights: &weights, activations: &activations, wide };
+                prop_assert_eq!(token.run(operation), expected);
             }
         }
     }

@@ -2,8 +2,8 @@ use crate::arch::{Operation, Simd};
 use crate::formats::CHUNK;
 use crate::pool::Pool;
 
-/// Tokens whose activations are interleaved for [`super::panel`].
-pub(crate) const TILE: usize = 4;
+/// Most tokens whose activations are interleaved for [`super::panel`].
+pub(crate) const TILE: usize = 8;
 
 /// Activations as 8-bit integers, one `f32` scale for each block of 32: `x ≈ scale × q`.
 ///
@@ -11,11 +11,10 @@ pub(crate) const TILE: usize = 4;
 /// subnormal count as zero. A block with an infinity or a NaN gets a NaN scale, which makes every
 /// output of its token NaN.
 ///
-/// Tokens come in tiles of 1 or [`TILE`]. In a tile, each block has for `k` in `0..8` and each
-/// token the four integers `4k..4k + 4`, so that a tile of 1 is plain row-major. Missing tokens of the last tile are zero.
+/// Tokens come in tiles of [`TILE`]; the last is as wide as the next power of two, and its missing tokens are zero. In a
+/// tile, each block has for `k` in `0..8` and each token the four integers `4k..4k + 4`.
 #[derive(Default)]
 pub(crate) struct Activations {
-    tile: usize,
     blocks: usize,
     quants: Vec<[i8; CHUNK]>,
     sides: Vec<Side>,
@@ -28,8 +27,8 @@ pub(crate) struct Side {
     pub(crate) scale: f32,
     /// `scale ×` the sum of the integers.
     pub(crate) sum: f32,
-    /// The same for each half.
-    pub(crate) half_sums: [f32; 2],
+    /// Sums of the integers of each half.
+    pub(crate) sums: [i32; 2],
 }
 
 impl Activations {
@@ -40,23 +39,28 @@ impl Activations {
         isa: crate::arch::Token,
         x: &[f32],
         cols: usize,
-        tile: usize,
     ) {
-        self.tile = tile;
         self.blocks = cols / CHUNK;
-        let tiles = (x.len() / cols).div_ceil(tile);
-        let tile_blocks = tile * self.blocks;
-        self.quants.resize(tiles * tile_blocks, [0; CHUNK]);
-        self.sides.resize(tiles * tile_blocks, Side::default());
+        let tokens = x.len() / cols;
+        let rest = tokens % TILE;
+        let widths = tokens - rest
+            + if rest == 0 {
+                0
+            } else {
+                rest.next_power_of_two()
+            };
+        self.quants.resize(widths * self.blocks, [0; CHUNK]);
+        self.sides.resize(widths * self.blocks, Side::default());
         let sides = crate::pool::SharedSlice::new(&mut self.sides);
+        let tile_blocks = TILE * self.blocks;
         pool.for_each_chunk(&mut self.quants, tile_blocks, |_, i, quants| {
+            let start = i * tile_blocks;
             // SAFETY: the pool runs each tile once, and tiles do not overlap.
-            let sides = unsafe { sides.slice(i * tile_blocks..(i + 1) * tile_blocks) };
-            let x = &x[i * tile * cols..x.len().min((i + 1) * tile * cols)];
+            let sides = unsafe { sides.slice(start..start + quants.len()) };
+            let x = &x[i * TILE * cols..x.len().min((i + 1) * TILE * cols)];
             isa.run(QuantizeTile {
                 x,
                 cols,
-                tile,
                 quants,
                 sides,
             });
@@ -64,12 +68,18 @@ impl Activations {
     }
 
     pub(crate) fn tiles(&self) -> usize {
-        self.quants.len() / (self.tile * self.blocks)
+        self.quants.len().div_ceil(TILE * self.blocks)
     }
 
-    /// Returns the integers of a tile and what stands beside them, both `blocks × tile`.
+    /// Returns how many tokens tile `i` has room for: a power of two.
+    pub(crate) fn width(&self, i: usize) -> usize {
+        TILE.min(self.quants.len() / self.blocks - i * TILE)
+    }
+
+    /// Returns the integers of a tile and what stands beside them, both `blocks × width`.
     pub(crate) fn tile(&self, i: usize) -> (&[[i8; CHUNK]], &[Side]) {
-        let range = i * self.tile * self.blocks..(i + 1) * self.tile * self.blocks;
+        let start = i * TILE * self.blocks;
+        let range = start..start + self.width(i) * self.blocks;
         (&self.quants[range.clone()], &self.sides[range])
     }
 }
@@ -77,7 +87,6 @@ impl Activations {
 struct QuantizeTile<'a> {
     x: &'a [f32],
     cols: usize,
-    tile: usize,
     quants: &'a mut [[i8; CHUNK]],
     sides: &'a mut [Side],
 }
@@ -87,18 +96,18 @@ impl Operation for QuantizeTile<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let tokens = self.x.len() / self.cols;
-        if tokens < self.tile {
+        let tile = self.quants.len() / (self.cols / CHUNK);
+        if self.x.len() / self.cols < tile {
             self.quants.fill([0; CHUNK]);
             self.sides.fill(Side::default());
         }
         for (token, row) in self.x.chunks_exact(self.cols).enumerate() {
             for (b, x) in row.as_chunks::<CHUNK>().0.iter().enumerate() {
                 let (quants, side) = quantize_block(x);
-                self.sides[b * self.tile + token] = side;
-                let block = self.quants[b * self.tile..][..self.tile].as_flattened_mut();
+                self.sides[b * tile + token] = side;
+                let block = self.quants[b * tile..][..tile].as_flattened_mut();
                 for (k, four) in quants.as_chunks::<4>().0.iter().enumerate() {
-                    block[(k * self.tile + token) * 4..][..4].copy_from_slice(four);
+                    block[(k * tile + token) * 4..][..4].copy_from_slice(four);
                 }
             }
         }
@@ -118,7 +127,7 @@ fn quantize_block(x: &[f32; CHUNK]) -> ([i8; CHUNK], Side) {
         let side = Side {
             scale: f32::NAN,
             sum: f32::NAN,
-            half_sums: [f32::NAN; 2],
+            sums: [0; 2],
         };
         return (quants, side);
     }
@@ -136,11 +145,10 @@ fn quantize_block(x: &[f32; CHUNK]) -> ([i8; CHUNK], Side) {
             quants[i] = q as i8;
         }
     }
-    let half_sums = sums.map(|sum| scale * sum as f32);
     let side = Side {
         scale,
         sum: scale * (sums[0] + sums[1]) as f32,
-        half_sums,
+        sums,
     };
     (quants, side)
 }

@@ -1,9 +1,9 @@
 //! Products in `f32`: float weights, and on the scalar instruction set every format, row by row
 //! through its definition.
 
-use crate::Dtype;
 use crate::arch::Simd;
 use crate::formats;
+use crate::{Dtype, Matrix};
 
 use super::{Columns, Rows};
 
@@ -22,7 +22,7 @@ pub(crate) fn multiply<S: Simd>(
     let cols = rows.matrix.cols();
     scratch.resize(cols, 0.0);
     for r in rows.range.clone() {
-        widen(s, rows.matrix.dtype(), rows.matrix.row(r), scratch);
+        widen(s, rows.matrix, r, scratch);
         let mut tiles = x.chunks_exact(TILE * cols);
         let mut token = 0;
         for tile in tiles.by_ref() {
@@ -41,13 +41,18 @@ pub(crate) fn multiply<S: Simd>(
 
 /// Writes a row as `f32`.
 #[inline(always)]
-fn widen<S: Simd>(s: S, dtype: Dtype, row: &[u8], out: &mut [f32]) {
+fn widen<S: Simd>(s: S, matrix: &Matrix, r: usize, out: &mut [f32]) {
+    let dtype = matrix.dtype();
+    if dtype.is_quantized() {
+        return matrix.dequantize_row(r, out);
+    }
+    let row = matrix.floats(r);
     let whole = out.len() - out.len() % S::LANES;
     let (vectors, tail) = out.split_at_mut(whole);
     macro_rules! widen {
         ($load:ident, $bytes:literal) => {{
             let from = row.chunks_exact($bytes * S::LANES);
-            formats::dequantize(dtype, from.remainder(), tail);
+            formats::widen(dtype, from.remainder(), tail);
             for (from, to) in from.zip(vectors.chunks_exact_mut(S::LANES)) {
                 s.store(s.$load(from), to);
             }
@@ -56,8 +61,7 @@ fn widen<S: Simd>(s: S, dtype: Dtype, row: &[u8], out: &mut [f32]) {
     match dtype {
         Dtype::F32 => widen!(load_f32_bytes, 4),
         Dtype::F16 => widen!(load_f16_bytes, 2),
-        Dtype::Bf16 => widen!(load_bf16_bytes, 2),
-        quantized => formats::dequantize(quantized, row, out),
+        _ => widen!(load_bf16_bytes, 2),
     }
 }
 

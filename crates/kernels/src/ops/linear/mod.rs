@@ -8,24 +8,16 @@
 mod activations;
 mod float;
 mod panel;
-mod row;
 
 use std::ops::Range;
 use std::sync::Mutex;
 
 use crate::arch::{Operation, Simd, Token};
-use crate::formats::with_format;
+use crate::formats::{PANEL_ROWS, with_format};
 use crate::pool::{Pool, SharedSlice, lock};
 use crate::{Dtype, Matrix};
 
-use activations::{Activations, TILE};
-use panel::Panel;
-
-/// From this many tokens on, decoding weights to a panel pays for itself.
-const PANEL_TOKENS: usize = TILE;
-
-/// Rows of a task are a multiple of this, so that panels are full on every instruction set.
-const TASK_ROWS: usize = 32;
+use activations::Activations;
 
 /// Weights a task should read at least, to outweigh the handing out of tasks.
 const TASK_BYTES: usize = 32 << 10;
@@ -33,21 +25,15 @@ const TASK_BYTES: usize = 32 << 10;
 /// Scratch memory, kept between calls.
 pub(crate) struct Scratch {
     activations: Activations,
-    /// One for each thread of the pool.
-    threads: Vec<Mutex<ThreadScratch>>,
-}
-
-#[derive(Default)]
-struct ThreadScratch {
-    panel: Panel,
-    row: Vec<f32>,
+    /// A row in floats, for each thread of the pool.
+    rows: Vec<Mutex<Vec<f32>>>,
 }
 
 impl Scratch {
     pub(crate) fn new(threads: usize) -> Self {
         Self {
             activations: Activations::default(),
-            threads: (0..threads).map(|_| Mutex::default()).collect(),
+            rows: (0..threads).map(|_| Mutex::default()).collect(),
         }
     }
 }
@@ -67,18 +53,14 @@ pub(crate) fn linear_many(
     if tokens == 0 {
         return;
     }
-    let in_integers = |dtype| is_quantized(dtype) && !matches!(isa, Token::Scalar(_));
+    let in_integers = |dtype: Dtype| dtype.is_quantized() && !matches!(isa, Token::Scalar(_));
     if products
         .iter()
         .any(|(matrix, _)| in_integers(matrix.dtype()))
     {
-        let tile = if tokens < PANEL_TOKENS { 1 } else { TILE };
-        scratch.activations.quantize(pool, isa, x, cols, tile);
+        scratch.activations.quantize(pool, isa, x, cols);
     }
-    let Scratch {
-        activations,
-        threads,
-    } = &*scratch;
+    let Scratch { activations, rows } = &*scratch;
     let products: Vec<_> = products
         .iter_mut()
         .map(|(matrix, out)| Product::new(matrix, out, pool.threads()))
@@ -95,8 +77,8 @@ pub(crate) fn linear_many(
             }
             task -= product.tasks();
         };
+        let scratch = &mut lock(&rows[thread]);
         let (rows, out) = product.task(task, tokens);
-        let scratch = &mut lock(&threads[thread]);
         isa.run(MultiplyRows {
             x,
             activations: in_integers(rows.matrix.dtype()).then_some(activations),
@@ -105,10 +87,6 @@ pub(crate) fn linear_many(
             scratch,
         });
     });
-}
-
-fn is_quantized(dtype: Dtype) -> bool {
-    with_format!(dtype, F => { let _ = std::marker::PhantomData::<F>; true }, _ => false)
 }
 
 /// Rows of a matrix.
@@ -126,10 +104,6 @@ pub(crate) struct Columns<'a> {
 }
 
 impl Columns<'_> {
-    fn tokens(&self) -> usize {
-        self.tokens
-    }
-
     /// Sets the outputs of `token` from row `first` on.
     #[inline(always)]
     fn write(&self, token: usize, first: usize, values: &[f32]) {
@@ -162,7 +136,7 @@ impl<'a> Product<'a> {
         Self {
             matrix,
             out: SharedSlice::new(out),
-            task_rows: task_rows.max(1).next_multiple_of(TASK_ROWS),
+            task_rows: task_rows.max(1).next_multiple_of(PANEL_ROWS),
         }
     }
 
@@ -189,7 +163,7 @@ struct MultiplyRows<'a> {
     activations: Option<&'a Activations>,
     rows: Rows<'a>,
     out: Columns<'a>,
-    scratch: &'a mut ThreadScratch,
+    scratch: &'a mut Vec<f32>,
 }
 
 impl Operation for MultiplyRows<'_> {
@@ -198,18 +172,11 @@ impl Operation for MultiplyRows<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Some(activations) = self.activations else {
-            return float::multiply(s, &self.rows, self.x, &mut self.scratch.row, &self.out);
+            return float::multiply(s, &self.rows, self.x, self.scratch, &self.out);
         };
-        let (rows, out) = (&self.rows, &self.out);
         with_format!(
-            rows.matrix.dtype(),
-            F => if out.tokens < PANEL_TOKENS {
-                row::multiply::<S::Chunk, F>(s.chunk(), rows, activations, out);
-            } else if S::ROW_VECTORS == 1 {
-                panel::multiply::<S, F, 1>(s, rows, activations, &mut self.scratch.panel, out);
-            } else {
-                panel::multiply::<S, F, 2>(s, rows, activations, &mut self.scratch.panel, out);
-            },
+            self.rows.matrix.dtype(),
+            F => panel::multiply::<S, F>(s, &self.rows, activations, &self.out),
             _ => unreachable!("float weights are not multiplied in integers"),
         );
     }

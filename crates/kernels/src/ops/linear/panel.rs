@@ -1,153 +1,223 @@
-//! Products with many tokens, where arithmetic is the cost: a panel of rows is decoded once into
-//! scratch memory, interleaved so that lanes are rows, and used for all tokens.
+//! Integer products: panels of quantised rows with tiles of tokens.
 //!
-//! For each group of four columns the panel has the four bytes of every row side by side, so one
-//! instruction multiplies four weights of `LANES` rows with four activations, and nothing is summed
-//! across lanes. Weights and activations are loaded once for `TILE` tokens and `R` vectors of rows.
+//! A panel is read once for all tokens; within it, each tile of tokens goes through all blocks with its sums in
+//! registers. One instruction multiplies four weights of each lane's row with four activations, and nothing is summed
+//! across lanes. Every output is summed in the order of its columns whatever the tile, so that a token's outputs do not
+//! depend on which other tokens are computed with it, nor on the instruction set.
 
-use crate::arch::{Chunk, Simd};
-use crate::formats::{CHUNK, Format};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use crate::arch::Simd;
+use crate::formats::{CHUNK, Format, Lanes, PANEL_ROWS, Scales};
 
 use super::activations::{Activations, Side, TILE};
 use super::{Columns, Rows};
 
-/// Scratch memory of one thread.
-#[derive(Default)]
-pub(crate) struct Panel {
-    /// chunks × 8 groups × rows × 4 bytes.
-    quants: Vec<u8>,
-    /// chunks × (1 or 2 halves) × rows.
-    scales: Vec<f32>,
-    mins: Vec<f32>,
-}
+/// How far ahead of use weights are asked for.
+const PREFETCH_BYTES: usize = 4096;
+const CACHE_LINE_BYTES: usize = 64;
 
-/// Computes `rows` for all tokens; `R` is `S::ROW_VECTORS`.
+/// Computes `rows`, which start with a panel, for all tokens.
 #[inline(always)]
-pub(crate) fn multiply<S: Simd, F: Format, const R: usize>(
+pub(crate) fn multiply<S: Simd, F: Format>(
     s: S,
     rows: &Rows<'_>,
     activations: &Activations,
-    panel: &mut Panel,
     out: &Columns<'_>,
 ) {
-    let height = R * S::LANES;
     let mut first = rows.range.start;
     while first < rows.range.end {
-        let count = height.min(rows.range.end - first);
-        panel.fill::<S, F>(s, rows, first, count, height);
-        for tile in 0..activations.tiles() {
-            let sums = panel.multiply_tile::<S, F, R>(s, activations.tile(tile));
-            let tokens = TILE.min(out.tokens() - tile * TILE);
-            for (t, sums) in sums.iter().enumerate().take(tokens) {
-                let mut lanes = [0.0; 64];
-                for (v, &sum) in sums.iter().enumerate() {
-                    s.store(sum, &mut lanes[v * S::LANES..]);
-                }
-                out.write(tile * TILE + t, first, &lanes[..count]);
+        let panel = Panel {
+            bytes: rows.matrix.panel(first / PANEL_ROWS),
+            first,
+            rows: PANEL_ROWS.min(rows.range.end - first),
+        };
+        for i in 0..activations.tiles() {
+            let (quants, sides) = activations.tile(i);
+            let tile = Tile {
+                quants,
+                sides,
+                first: i * TILE,
+            };
+            // A vector of AVX2 holds half a panel: where registers allow, both halves go together.
+            match (activations.width(i), S::LANES) {
+                (1, PANEL_ROWS) => panel.multiply::<S, F, 1, 1, 1>(s, tile, out),
+                (1, _) => panel.multiply::<S, F, 2, 1, 1>(s, tile, out),
+                (2, PANEL_ROWS) => panel.multiply::<S, F, 1, 2, 2>(s, tile, out),
+                (2, _) => panel.multiply::<S, F, 2, 2, 2>(s, tile, out),
+                (4, _) => panel.multiply::<S, F, 1, 4, 4>(s, tile, out),
+                (_, PANEL_ROWS) => panel.multiply::<S, F, 1, 8, TILE>(s, tile, out),
+                (_, _) => panel.multiply::<S, F, 1, 4, TILE>(s, tile, out),
             }
         }
-        first += count;
+        first += PANEL_ROWS;
     }
 }
 
-impl Panel {
-    /// Decodes rows `first..first + count`; the rest of the panel's `height` is zero.
+struct Panel<'a> {
+    bytes: &'a [u8],
+    /// Its first row.
+    first: usize,
+    rows: usize,
+}
+
+/// Tokens from `first` on, as [`Activations::tile`] gives them.
+#[derive(Clone, Copy)]
+struct Tile<'a> {
+    quants: &'a [[i8; CHUNK]],
+    sides: &'a [Side],
+    first: usize,
+}
+
+impl Panel<'_> {
+    /// Computes a tile of `W` tokens, `T` tokens and `R` vectors of rows at a time.
     #[inline(always)]
-    fn fill<S: Simd, F: Format>(
-        &mut self,
+    fn multiply<S: Simd, F: Format, const R: usize, const T: usize, const W: usize>(
+        &self,
         s: S,
-        rows: &Rows<'_>,
-        first: usize,
-        count: usize,
-        height: usize,
+        tile: Tile<'_>,
+        out: &Columns<'_>,
     ) {
-        let c = s.chunk();
-        let halves = if F::HALVES { 2 } else { 1 };
-        let chunks = rows.matrix.cols() / CHUNK;
-        if count < height {
-            self.quants.clear();
-            self.scales.clear();
-            self.mins.clear();
-        }
-        self.quants.resize(chunks * CHUNK * height, 0);
-        self.scales.resize(chunks * halves * height, 0.0);
-        self.mins.resize(chunks * halves * height, 0.0);
-        for r in 0..count {
-            let mut at = 0;
-            for block in F::blocks(rows.matrix.row(first + r)) {
-                let header = F::header(c, block);
-                for i in 0..F::CHUNKS {
-                    let chunk = F::unpack(c, block, header, i);
-                    let bytes = c.store(chunk.quants);
-                    let (scales, mins) = (c.first(chunk.scales), c.first(chunk.mins));
-                    let groups = &mut self.quants[at * CHUNK * height..][..CHUNK * height];
-                    let groups = groups.as_chunks_mut::<4>().0;
-                    for (k, &four) in bytes.as_chunks::<4>().0.iter().enumerate() {
-                        groups[k * height + r] = four;
+        for offset in (0..W).step_by(T) {
+            for lane in (0..PANEL_ROWS).step_by(R * S::LANES) {
+                let sums = self.sums::<S, F, R, T, W>(s, tile, offset, lane);
+                for (t, sums) in sums.iter().enumerate() {
+                    let token = tile.first + offset + t;
+                    if token >= out.tokens || lane >= self.rows {
+                        continue;
                     }
-                    for half in 0..halves {
-                        self.scales[(at * halves + half) * height + r] = scales[half];
-                        self.mins[(at * halves + half) * height + r] = mins[half];
+                    let mut rows = [0.0; PANEL_ROWS];
+                    for (v, &sum) in sums.iter().enumerate() {
+                        s.store(sum, &mut rows[v * S::LANES..]);
                     }
-                    at += 1;
+                    let count = (R * S::LANES).min(self.rows - lane);
+                    out.write(token, self.first + lane, &rows[..count]);
                 }
             }
         }
     }
 
-    /// Returns the products of all rows with one tile of activations.
+    /// Returns the products of `R` vectors of rows from `lane` on with `T` tokens of a tile of `W`, from `offset` on.
     #[inline(always)]
-    fn multiply_tile<S: Simd, F: Format, const R: usize>(
+    fn sums<S: Simd, F: Format, const R: usize, const T: usize, const W: usize>(
         &self,
         s: S,
-        (quants, sides): (&[[i8; CHUNK]], &[Side]),
-    ) -> [[S::F32; R]; TILE] {
-        let height = R * S::LANES;
-        let halves = if F::HALVES { 2 } else { 1 };
-        let mut sums = [[s.splat(0.0); R]; TILE];
-        let panel = self
+        tile: Tile<'_>,
+        offset: usize,
+        lane: usize,
+    ) -> [[S::F32; R]; T] {
+        let mut sums = [[s.splat(0.0); R]; T];
+        let records = self.bytes.chunks_exact(PANEL_ROWS * F::BYTES);
+        let blocks = tile
             .quants
-            .chunks_exact(CHUNK * height)
-            .zip(self.scales.chunks_exact(halves * height))
-            .zip(self.mins.chunks_exact(halves * height));
-        let tile = quants
-            .as_chunks::<TILE>()
-            .0
-            .iter()
-            .zip(sides.as_chunks::<TILE>().0);
-        for (((weights, scales), mins), (quants, sides)) in panel.zip(tile) {
-            let fours = quants.as_flattened().as_chunks::<4>().0;
-            for half in 0..halves {
-                let mut dots = [[s.zero_i32(); R]; TILE];
-                for k in half * 4..half * 4 + 8 / halves {
-                    let mut w = [s.zero_i32(); R];
-                    for v in 0..R {
-                        w[v] = s.load_bytes(&weights[(k * R + v) * 4 * S::LANES..]);
-                    }
-                    for t in 0..TILE {
-                        let y = s.splat_bytes(fours[k * TILE + t]);
-                        for v in 0..R {
-                            dots[t][v] = s.dot_add(dots[t][v], w[v], y, F::WIDE);
-                        }
+            .chunks_exact(W * F::CHUNKS)
+            .zip(tile.sides.chunks_exact(W * F::CHUNKS));
+        let first_pass = tile.first + offset + lane == 0;
+        for (record, (quants, sides)) in records.zip(blocks) {
+            let mut lanes = [Lanes {
+                record,
+                first: lane,
+            }; R];
+            for (v, lanes) in lanes.iter_mut().enumerate() {
+                lanes.first += v * S::LANES;
+            }
+            let mut headers = [F::header(s, lanes[0]); R];
+            for v in 1..R {
+                headers[v] = F::header(s, lanes[v]);
+            }
+            for i in 0..F::CHUNKS {
+                if first_pass {
+                    let bytes = record.len() / F::CHUNKS;
+                    let ahead = record
+                        .as_ptr()
+                        .wrapping_add(PREFETCH_BYTES + record.len() + i * bytes);
+                    for line in (0..bytes).step_by(CACHE_LINE_BYTES) {
+                        s.prefetch(ahead.wrapping_add(line));
                     }
                 }
-                for v in 0..R {
-                    let at = (half * R + v) * S::LANES;
-                    let (scale, min) = (s.load(&scales[at..]), s.load(&mins[at..]));
-                    for t in 0..TILE {
-                        let side = &sides[t];
-                        let sum = if F::HALVES {
-                            side.half_sums[half]
-                        } else {
-                            side.sum
-                        };
-                        let unit = s.mul(scale, s.splat(side.scale));
-                        sums[t][v] = s.mul_add(s.to_f32(dots[t][v]), unit, sums[t][v]);
-                        sums[t][v] = s.mul_add(min, s.splat(sum), sums[t][v]);
-                    }
+                let fours = quants[i * W..(i + 1) * W].as_flattened().as_chunks::<4>().0;
+                let chunk = Chunk::<F, R, W> {
+                    lanes: &lanes,
+                    i,
+                    fours,
+                    sides: &sides[i * W..(i + 1) * W],
+                    offset,
+                    format: PhantomData,
+                };
+                let mut scales = [F::scales(s, &headers[0], lanes[0], i); R];
+                for v in 1..R {
+                    scales[v] = F::scales(s, &headers[v], lanes[v], i);
+                }
+                if F::HALVES {
+                    chunk.add::<S, T>(s, 0..4, 0, &scales, &mut sums);
+                    chunk.add::<S, T>(s, 4..8, 1, &scales, &mut sums);
+                } else {
+                    chunk.add::<S, T>(s, 0..8, 0, &scales, &mut sums);
                 }
             }
         }
         sums
+    }
+}
+
+/// A chunk of `R` vectors of rows, and of a tile of `W` tokens.
+struct Chunk<'a, F, const R: usize, const W: usize> {
+    lanes: &'a [Lanes<'a>; R],
+    /// Its place in the block.
+    i: usize,
+    /// Activations, group by group.
+    fours: &'a [[i8; 4]],
+    sides: &'a [Side],
+    /// The first token.
+    offset: usize,
+    format: PhantomData<F>,
+}
+
+impl<F: Format, const R: usize, const W: usize> Chunk<'_, F, R, W> {
+    /// Adds the products of some groups, which have the scales of `half`, for `T` tokens.
+    ///
+    /// With weights `d (q - z) + m` and activations `s y` that is `d × s × (Σ q y - z × Σ y) + m × (s × Σ y)`; the first
+    /// bracket is in integers, the second is kept in [`Side`].
+    #[inline(always)]
+    fn add<S: Simd, const T: usize>(
+        &self,
+        s: S,
+        groups: Range<usize>,
+        half: usize,
+        scales: &[Scales<S>; R],
+        sums: &mut [[S::F32; R]; T],
+    ) {
+        let sides = &self.sides[self.offset..][..T];
+        let mut dots = [[s.splat_i32(0); R]; T];
+        for t in 0..T {
+            let sum = if F::HALVES {
+                sides[t].sums[half]
+            } else {
+                sides[t].sums[0] + sides[t].sums[1]
+            };
+            dots[t] = [s.splat_i32(-i32::from(F::ZERO) * sum); R];
+        }
+        for group in groups {
+            let mut w = [s.splat_i32(0); R];
+            for (w, &lanes) in w.iter_mut().zip(self.lanes) {
+                *w = F::quants(s, lanes, self.i, group);
+            }
+            for (t, dots) in dots.iter_mut().enumerate() {
+                let y = s.splat_bytes(self.fours[group * W + self.offset + t]);
+                for (dots, &w) in dots.iter_mut().zip(&w) {
+                    *dots = s.dot_add(*dots, w, y, F::WIDE);
+                }
+            }
+        }
+        for v in 0..R {
+            for t in 0..T {
+                let unit = s.mul(scales[v].scales[half], s.splat(sides[t].scale));
+                sums[t][v] = s.mul_add(s.to_f32(dots[t][v]), unit, sums[t][v]);
+                if F::MINS {
+                    sums[t][v] = s.mul_add(scales[v].min, s.splat(sides[t].sum), sums[t][v]);
+                }
+            }
+        }
     }
 }

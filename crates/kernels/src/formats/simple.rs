@@ -1,0 +1,115 @@
+//! Formats whose blocks are one chunk with one scale.
+
+use super::{CHUNK, Format, Lanes, Scales, half_float};
+use crate::arch::Simd;
+
+/// Declares a format of nibbles: f16 scale, f16 min if `mins`, a word of fifth bits if `bits`, then 16 bytes whose low
+/// nibbles are the first 16 weights and whose high nibbles are the others.
+macro_rules! nibbles {
+    ($(#[$doc:meta])* $name:ident, $bytes:literal, zero: $zero:literal, mins: $mins:literal, bits: $bits:expr) => {
+        $(#[$doc])*
+        pub(crate) struct $name;
+
+        impl $name {
+            const QUANTS: usize = $bytes - CHUNK / 2;
+        }
+
+        impl Format for $name {
+            const BYTES: usize = $bytes;
+            const HALF_FLOATS: &'static [usize] = if $mins { &[0, 2] } else { &[0] };
+            const BITS: Option<usize> = $bits;
+            const CHUNKS: usize = 1;
+            const ZERO: u8 = $zero;
+            const MINS: bool = $mins;
+            type Header<S: Simd> = ();
+
+            fn dequantize(block: &[u8], out: &mut [f32]) {
+                let scale = half_float(block, 0);
+                let min = if $mins { half_float(block, 2) } else { 0.0 };
+                for (i, out) in out[..CHUNK].iter_mut().enumerate() {
+                    let nibble = block[Self::QUANTS + i % 16] >> (i / 16 * 4) & 15;
+                    let fifth = Self::BITS.map_or(0, |at| block[at + i / 8] >> (i % 8) & 1);
+                    let q = i16::from(nibble | fifth << 4) - $zero;
+                    *out = scale * f32::from(q) + min;
+                }
+            }
+
+            #[inline(always)]
+            fn header<S: Simd>(_: S, _: Lanes<'_>) {}
+
+            #[inline(always)]
+            fn scales<S: Simd>(s: S, (): &(), block: Lanes<'_>, _: usize) -> Scales<S> {
+                let scale = block.half_float(s, 0);
+                Scales {
+                    scales: [scale; 2],
+                    min: if $mins { block.half_float(s, 2) } else { scale },
+                }
+            }
+
+            #[inline(always)]
+            fn quants<S: Simd>(s: S, block: Lanes<'_>, _: usize, group: usize) -> S::I32 {
+                let pair = block.word(s, Self::QUANTS + group % 4 * 4);
+                let nibbles = s.and(s.shift_right(pair, group as u32 / 4 * 4), 0x0f0f_0f0f);
+                let Some(at) = Self::BITS else {
+                    return nibbles;
+                };
+                let bits = s.and(s.shift_right(block.word(s, at), group as u32), 0x0101_0101);
+                s.or(nibbles, s.shift_left(bits, 4))
+            }
+        }
+    };
+}
+
+nibbles!(
+    /// 4 bits, zero point 8.
+    Q4_0, 18, zero: 8, mins: false, bits: None
+);
+nibbles!(
+    /// 4 bits and a min.
+    Q4_1, 20, zero: 0, mins: true, bits: None
+);
+nibbles!(
+    /// 5 bits, zero point 16.
+    Q5_0, 22, zero: 16, mins: false, bits: Some(2)
+);
+nibbles!(
+    /// 5 bits and a min.
+    Q5_1, 24, zero: 0, mins: true, bits: Some(4)
+);
+
+/// f16 scale, 32 signed bytes.
+pub(crate) struct Q8_0;
+
+impl Format for Q8_0 {
+    const BYTES: usize = 34;
+    const HALF_FLOATS: &'static [usize] = &[0];
+    const CHUNKS: usize = 1;
+    const WIDE: bool = true;
+    const ZERO: u8 = 128;
+    type Header<S: Simd> = ();
+
+    fn dequantize(block: &[u8], out: &mut [f32]) {
+        let scale = half_float(block, 0);
+        for (&q, out) in block[2..Self::BYTES].iter().zip(out) {
+            *out = scale * f32::from(q as i8);
+        }
+    }
+
+    #[inline(always)]
+    fn header<S: Simd>(_: S, _: Lanes<'_>) {}
+
+    #[inline(always)]
+    fn scales<S: Simd>(s: S, (): &(), block: Lanes<'_>, _: usize) -> Scales<S> {
+        let scale = block.half_float(s, 0);
+        Scales {
+            scales: [scale; 2],
+            min: scale,
+        }
+    }
+
+    #[inline(always)]
+    fn quants<S: Simd>(s: S, block: Lanes<'_>, _: usize, group: usize) -> S::I32 {
+        // Flipping the sign bit adds the zero point.
+        s.xor(block.word(s, 2 + 4 * group), 0x8080_8080)
+    }
+}
