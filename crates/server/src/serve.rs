@@ -1,13 +1,17 @@
 //! Running the router on a listener.
 
 use std::future::Future;
-use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
 use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
-use tracing::{info, warn};
+use tokio::time::timeout;
+use tracing::{debug, info, warn};
 
 use crate::connections::Bounded;
 use crate::router::BODY_TIMEOUT;
@@ -18,39 +22,53 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// Most connections that are open at once; more wait to be taken.
 const CONNECTIONS_MAX: usize = 1024;
 
+/// Longest time from the opening of a connection, or from the last reply on it, to the end of a request's headers.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Most bytes of a request's first line and headers. A client needs no key to have them kept, on every connection.
+const HEADER_BYTES_MAX: usize = 64 << 10;
+
 /// Serves until `shutdown` completes; then takes no new connections, lets open replies end for at
 /// most five seconds, and returns.
 ///
-/// # Errors
-/// If the listener fails for good.
-pub async fn serve(
-    listener: TcpListener,
-    router: Router,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
+/// A connection that the client has closed, or closed for writing, ends at once, and with it the
+/// reply being made: TCP does not tell the two apart until there is something to send.
+pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<Output = ()>) {
     info!(
         connections_max = CONNECTIONS_MAX,
+        header_timeout_s = HEADER_TIMEOUT.as_secs(),
+        header_bytes_max = HEADER_BYTES_MAX,
         body_timeout_s = BODY_TIMEOUT.as_secs(),
         "HTTP bounds"
     );
-    let listener = Bounded::new(listener, CONNECTIONS_MAX);
-    let (asked, draining) = oneshot::channel();
-    let server = axum::serve(listener, router).with_graceful_shutdown(async move {
-        shutdown.await;
-        info!(
-            at_most_s = DRAIN.as_secs(),
-            "stopping; letting open replies end"
-        );
-        let _ = asked.send(());
-    });
-    tokio::select! {
-        result = server => result,
-        () = async {
-            let _ = draining.await;
-            tokio::time::sleep(DRAIN).await;
-        } => {
-            warn!("replies were still open and have been cut off");
-            Ok(())
-        }
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(HEADER_BYTES_MAX);
+    let service = TowerToHyperService::new(router);
+    let open = GracefulShutdown::new();
+    let mut listener = Bounded::new(listener, CONNECTIONS_MAX);
+    let mut shutdown = pin!(shutdown);
+    loop {
+        let (stream, slot) = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut shutdown => break,
+        };
+        let connection = http.serve_connection(TokioIo::new(stream), service.clone());
+        let connection = open.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                debug!(%error, "a connection broke off");
+            }
+            drop(slot);
+        });
+    }
+    drop(listener);
+    info!(
+        at_most_s = DRAIN.as_secs(),
+        "stopping; letting open replies end"
+    );
+    if timeout(DRAIN, open.shutdown()).await.is_err() {
+        warn!("replies were still open and have been cut off");
     }
 }

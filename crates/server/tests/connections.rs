@@ -3,6 +3,10 @@
 mod common;
 
 use std::convert::Infallible;
+use std::future::pending;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::Method;
@@ -16,22 +20,23 @@ use shoal_server::serve;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, interval, timeout};
 
-/// Starts a server on a free port and a streamed chat on a connection to it, and waits for its first token.
-async fn open_stream(
-    cell: &Cell,
-) -> (
-    TcpStream,
-    u64,
-    oneshot::Sender<()>,
-    tokio::task::JoinHandle<std::io::Result<()>>,
-) {
+/// Starts a server on a free port; it stops when it is told to.
+async fn start(client: &Client) -> (SocketAddr, oneshot::Sender<()>, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("an address");
     let (stop, stopped) = oneshot::channel::<()>();
-    let server = tokio::spawn(serve(listener, app(&cell.client), async {
+    let server = tokio::spawn(serve(listener, app(client), async {
         let _ = stopped.await;
     }));
+    (address, stop, server)
+}
+
+/// Starts a server and a streamed chat on a connection to it, and waits for its first token.
+async fn open_stream(cell: &Cell) -> (TcpStream, u64, oneshot::Sender<()>, JoinHandle<()>) {
+    let (address, stop, server) = start(&cell.client).await;
     let mut connection = TcpStream::connect(address)
         .await
         .expect("the server listens");
@@ -69,6 +74,63 @@ async fn client_that_hangs_up_cancels_its_request() {
     server.abort();
 }
 
+/// TCP shows a client that only closes its writing side as one that is gone, until something is sent to it. To wait for
+/// that would compute every abandoned reply that is not streamed to its end.
+#[tokio::test]
+async fn client_that_closes_its_writing_side_has_hung_up() {
+    let cell = Cell::silent();
+    let (mut connection, id, _stop, server) = open_stream(&cell).await;
+    connection.shutdown().await.expect("the connection is open");
+    assert_eq!(cell.cancelled().await, id);
+    let mut rest = String::new();
+    let read = connection.read_to_string(&mut rest).await;
+    assert_eq!((read.expect("a clean end"), rest.as_str()), (0, ""));
+    server.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn headers_that_do_not_come_are_not_waited_for() {
+    let (address, _stop, server) = start(&Client::new()).await;
+    for begun in [
+        "",
+        "GET /health/live HTTP/1.1\r\nhost: loc",
+        "GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    ] {
+        let mut connection = TcpStream::connect(address).await.expect("it listens");
+        let opened = Instant::now();
+        connection
+            .write_all(begun.as_bytes())
+            .await
+            .expect("it reads");
+        let (mut replies, mut more) = connection.split();
+        let mut reply = String::new();
+        let trickle = async {
+            let mut seconds = interval(Duration::from_secs(1));
+            while !begun.is_empty() && !begun.ends_with("\r\n\r\n") {
+                seconds.tick().await;
+                // It may be closed by now, which is what the reader waits for.
+                let _ = more.write_all(b"x").await;
+            }
+            pending::<()>().await;
+        };
+        tokio::select! {
+            read = timeout(Duration::from_secs(60), replies.read_to_string(&mut reply)) => {
+                let read = read.expect("the connection is closed in time");
+                // A byte that comes after the end resets the connection.
+                read.map_or_else(|error| assert_eq!(error.kind(), ErrorKind::ConnectionReset), drop);
+            }
+            () = trickle => unreachable!("it is pending"),
+        }
+        assert!(opened.elapsed() >= Duration::from_secs(30), "{begun:?}");
+        assert_eq!(
+            reply.ends_with("live\n"),
+            begun.ends_with("\r\n\r\n"),
+            "{reply}"
+        );
+    }
+    server.abort();
+}
+
 #[tokio::test]
 async fn shutdown_lets_open_streams_end() {
     let cell = Cell::silent();
@@ -81,7 +143,7 @@ async fn shutdown_lets_open_streams_end() {
         .await
         .expect("the stream ends");
     assert!(rest.contains("data: [DONE]"), "{rest}");
-    server.await.expect("no panic").expect("a clean end");
+    server.await.expect("no panic");
 }
 
 #[tokio::test(start_paused = true)]

@@ -243,6 +243,45 @@ async fn wrong_paths_methods_and_sizes_have_openai_bodies() {
 }
 
 #[tokio::test]
+async fn odd_requests_have_openai_bodies_and_ids() {
+    let app = app();
+    let mut told = String::new();
+    for (method, uri) in [
+        ("PUT", "/health"),
+        ("OPTIONS", "/v1/completions"),
+        ("OPTIONS", "*"),
+        ("CONNECT", "localhost:8080"),
+        ("TRACE", "http://localhost/v1/models"),
+        ("BREW", "/pot"),
+        ("GET", "//"),
+        ("GET", "/v1/models/"),
+        ("GET", "/v1/models/%ff%fe"),
+        ("POST", "/v1/chat/completions"),
+    ] {
+        let method = method.parse().expect("a method");
+        let mut odd = request(method, uri, Body::empty());
+        odd.headers_mut()
+            .insert("content-type", "text/x-unheard-of".parse().expect("text"));
+        let reply = call(&app, odd).await;
+        assert_eq!(reply.header("content-type"), Some("application/json"));
+        assert!(reply.header("x-request-id").is_some());
+        told += &format!("{}\n", reply.error());
+    }
+    check(&told, &expect![[r#"
+        405 "invalid_request_error" null "method_not_allowed" "PUT is not allowed for /health; the Allow header says what is."
+        405 "invalid_request_error" null "method_not_allowed" "OPTIONS is not allowed for /v1/completions; the Allow header says what is."
+        404 "invalid_request_error" null "unknown_url" "Unknown request URL: OPTIONS *. GET / lists what can be asked."
+        404 "invalid_request_error" null "unknown_url" "Unknown request URL: CONNECT . GET / lists what can be asked."
+        405 "invalid_request_error" null "method_not_allowed" "TRACE is not allowed for /v1/models; the Allow header says what is."
+        404 "invalid_request_error" null "unknown_url" "Unknown request URL: BREW /pot. GET / lists what can be asked."
+        404 "invalid_request_error" null "unknown_url" "Unknown request URL: GET //. GET / lists what can be asked."
+        404 "invalid_request_error" null "unknown_url" "Unknown request URL: GET /v1/models/. GET / lists what can be asked."
+        404 "invalid_request_error" "model" "model_not_found" "The model '' does not exist here; this cell serves 'org/tiny'."
+        400 "invalid_request_error" null null "The body of the request is not valid JSON for this endpoint: EOF while parsing a value at line 1 column 0."
+    "#]]);
+}
+
+#[tokio::test]
 async fn api_key_guards_every_path_but_liveness() {
     let config = ServerConfig {
         api_key: Some("sesame".into()),

@@ -116,7 +116,7 @@ async fn serve_cell(
     };
     cell::stop(cell).await?;
     let _ = stop_http.send(());
-    serving.await??;
+    serving.await?;
     outcome
 }
 
