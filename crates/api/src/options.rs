@@ -27,7 +27,7 @@ pub struct Options {
     pub seed: Option<u64>,
     /// Most tokens to generate, at least 1.
     pub max_tokens: Option<u32>,
-    /// Texts that end the reply, at most four, none empty. They are not part of the reply.
+    /// Texts that end the reply, at most four, none empty or longer than 1024 bytes. They are not part of the reply.
     pub stop: Vec<String>,
     /// More tokens that end the reply, at most 128.
     pub stop_token_ids: Vec<u32>,
@@ -237,6 +237,13 @@ fn stop(fields: &Fields<'_>) -> Result<Vec<String>, BadField> {
         Value::String(text) if text.is_empty() => {
             Err(BadField::invalid("stop", "a stop string must not be empty"))
         }
+        Value::String(text) if text.len() > STOP_BYTES_MAX => Err(BadField::invalid(
+            "stop",
+            format_args!(
+                "a stop string of at most {STOP_BYTES_MAX} bytes is allowed, but got {}",
+                text.len()
+            ),
+        )),
         Value::String(text) => Ok(text.clone()),
         other => Err(BadField::wrong_type(
             "stop",
@@ -257,6 +264,8 @@ fn is_empty(value: &Value) -> bool {
 }
 
 const STOPS_MAX: usize = 4;
+/// Every piece of the reply is searched for them, which begins with a pass over the stop string.
+const STOP_BYTES_MAX: usize = 1024;
 /// Every token of the reply is looked up in them.
 const STOP_TOKENS_MAX: usize = 128;
 

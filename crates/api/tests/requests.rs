@@ -250,6 +250,7 @@ fn values_out_of_range_are_named() {
             chat_body(json!({"max_completion_tokens": u64::MAX})),
             chat_body(json!({"stop": ""})),
             chat_body(json!({"stop": ["a", "b", "c", "d", "e"]})),
+            chat_body(json!({"stop": ["a".repeat(1024), "a".repeat(1025)]})),
             chat_body(json!({"stream_options": {"include_usage": true}})),
         ]),
         &expect![[r#"
@@ -265,6 +266,7 @@ fn values_out_of_range_are_named() {
             max_completion_tokens | invalid_value | Invalid value for 'max_completion_tokens': 18446744073709551615 is outside 1 to 4294967295.
             stop | invalid_value | Invalid value for 'stop': a stop string must not be empty.
             stop | invalid_value | Invalid value for 'stop': at most 4 strings are allowed, but got 5.
+            stop | invalid_value | Invalid value for 'stop': a stop string of at most 1024 bytes is allowed, but got 1025.
             stream_options | invalid_value | Invalid value for 'stream_options': it is only allowed when 'stream' is true.
         "#]],
     );

@@ -13,7 +13,7 @@ use crate::reply::{self, News, Tail, What, Wording};
 use crate::router::{Body, Front};
 
 pub(crate) async fn create(State(front): State<Front>, body: Body) -> Result<Response, ApiError> {
-    let request = chat::parse(&body.0)?;
+    let request = body.parse(chat::parse)?;
     front.require_model(&request.model)?;
     let mut choice = front
         .generator

@@ -15,7 +15,7 @@ use crate::reply::{self, News, Tail, What, Wording};
 use crate::router::{Body, Front};
 
 pub(crate) async fn create(State(front): State<Front>, body: Body) -> Result<Response, ApiError> {
-    let request = completion::parse(&body.0)?;
+    let request = body.parse(completion::parse)?;
     front.require_model(&request.model)?;
     // Each prompt takes a place in the queue: more than there are would be refused even by an idle cell.
     if let Some(limits) = front.generator.client().status().limits

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, Request};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware;
 use axum::routing::{get, post};
+use bytes::BytesMut;
+use shoal_api::BadField;
 use tokio::time::timeout;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
@@ -113,13 +114,24 @@ impl Front {
 pub(crate) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The bytes of a request body, whatever its content type says: many a shell one-liner leaves it out.
-pub(crate) struct Body(pub(crate) Bytes);
+pub(crate) struct Body(BytesMut);
+
+impl Body {
+    /// Reads the request out of the bytes, which are then let go: the reply may take minutes.
+    pub(crate) fn parse<R>(
+        self,
+        parse: impl FnOnce(&[u8]) -> Result<R, BadField>,
+    ) -> Result<R, ApiError> {
+        Ok(parse(&self.0)?)
+    }
+}
 
 impl FromRequest<Front> for Body {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, front: &Front) -> Result<Self, ApiError> {
-        let body = timeout(BODY_TIMEOUT, Bytes::from_request(request, front)).await;
+        // Into one buffer: as a list of what arrived, a body in chunks of one byte would take thirty times its length.
+        let body = timeout(BODY_TIMEOUT, BytesMut::from_request(request, front)).await;
         let rejection: BytesRejection = match body {
             Ok(Ok(bytes)) => return Ok(Self(bytes)),
             Ok(Err(rejection)) => rejection,

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
-use crate::connections::Bounded;
+use crate::connections::{Bounded, WRITE_TIMEOUT};
 use crate::router::BODY_TIMEOUT;
 
 /// How long open replies may go on once shutdown is asked for.
@@ -39,28 +39,29 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<
         header_timeout_s = HEADER_TIMEOUT.as_secs(),
         header_bytes_max = HEADER_BYTES_MAX,
         body_timeout_s = BODY_TIMEOUT.as_secs(),
+        write_timeout_s = WRITE_TIMEOUT.as_secs(),
         "HTTP bounds"
     );
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
+        .max_header_size(HEADER_BYTES_MAX)
         .max_buf_size(HEADER_BYTES_MAX);
     let service = TowerToHyperService::new(router);
     let open = GracefulShutdown::new();
     let mut listener = Bounded::new(listener, CONNECTIONS_MAX);
     let mut shutdown = pin!(shutdown);
     loop {
-        let (stream, slot) = tokio::select! {
+        let connection = tokio::select! {
             accepted = listener.accept() => accepted,
             () = &mut shutdown => break,
         };
-        let connection = http.serve_connection(TokioIo::new(stream), service.clone());
+        let connection = http.serve_connection(TokioIo::new(connection), service.clone());
         let connection = open.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 debug!(%error, "a connection broke off");
             }
-            drop(slot);
         });
     }
     drop(listener);

@@ -131,6 +131,53 @@ async fn headers_that_do_not_come_are_not_waited_for() {
     server.abort();
 }
 
+#[tokio::test(start_paused = true)]
+async fn replies_that_are_not_read_are_not_kept() {
+    let (address, _stop, server) = start(&Client::new()).await;
+    let mut connection = TcpStream::connect(address).await.expect("it listens");
+    // The path comes back in the reply, which is therefore about as long as the request.
+    let request = format!(
+        "GET /{} HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        "x".repeat(30_000)
+    );
+    let opened = Instant::now();
+    let flood = async {
+        loop {
+            if let Err(error) = connection.write_all(request.as_bytes()).await {
+                return error.kind();
+            }
+        }
+    };
+    let ended = timeout(Duration::from_secs(120), flood).await;
+    let ended = ended.expect("the connection is closed in time");
+    assert!(
+        matches!(ended, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe),
+        "{ended}"
+    );
+    assert!(opened.elapsed() >= Duration::from_secs(60));
+    server.abort();
+}
+
+#[tokio::test]
+async fn headers_beyond_the_bound_are_refused() {
+    let (address, _stop, server) = start(&Client::new()).await;
+    for (bytes, status) in [(60_000, "200"), (70_000, "431")] {
+        let mut connection = TcpStream::connect(address).await.expect("it listens");
+        let request = format!(
+            "GET /health/live HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n",
+            "x".repeat(bytes)
+        );
+        connection
+            .write_all(request.as_bytes())
+            .await
+            .expect("it reads");
+        let mut begun = [0; 12];
+        connection.read_exact(&mut begun).await.expect("it answers");
+        assert_eq!(begun, *format!("HTTP/1.1 {status}").as_bytes());
+    }
+    server.abort();
+}
+
 #[tokio::test]
 async fn shutdown_lets_open_streams_end() {
     let cell = Cell::silent();

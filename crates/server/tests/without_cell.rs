@@ -267,7 +267,9 @@ async fn odd_requests_have_openai_bodies_and_ids() {
         assert!(reply.header("x-request-id").is_some());
         told += &format!("{}\n", reply.error());
     }
-    check(&told, &expect![[r#"
+    check(
+        &told,
+        &expect![[r#"
         405 "invalid_request_error" null "method_not_allowed" "PUT is not allowed for /health; the Allow header says what is."
         405 "invalid_request_error" null "method_not_allowed" "OPTIONS is not allowed for /v1/completions; the Allow header says what is."
         404 "invalid_request_error" null "unknown_url" "Unknown request URL: OPTIONS *. GET / lists what can be asked."
@@ -278,7 +280,8 @@ async fn odd_requests_have_openai_bodies_and_ids() {
         404 "invalid_request_error" null "unknown_url" "Unknown request URL: GET /v1/models/. GET / lists what can be asked."
         404 "invalid_request_error" "model" "model_not_found" "The model '' does not exist here; this cell serves 'org/tiny'."
         400 "invalid_request_error" null null "The body of the request is not valid JSON for this endpoint: EOF while parsing a value at line 1 column 0."
-    "#]]);
+    "#]],
+    );
 }
 
 #[tokio::test]
