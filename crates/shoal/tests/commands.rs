@@ -336,7 +336,7 @@ impl Front {
         let len = body.len();
         write!(
             stream,
-            "{request}\r\nhost: shoal\r\nconnection: close\r\ncontent-length: {len}\r\n\r\n{body}"
+            "{request}\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {len}\r\n\r\n{body}"
         )
         .expect("the front reads");
         let mut reply = String::new();
