@@ -19,6 +19,7 @@
 mod error;
 mod hub;
 mod known;
+mod leftover;
 mod part;
 mod pypi;
 mod reference;
@@ -35,9 +36,11 @@ use std::{
 pub use error::StoreError;
 pub use hub::HubConfig;
 pub use known::{KNOWN_MODELS, KnownModel};
+pub use leftover::{Leftover, LeftoverKind};
 pub use reference::{HubSource, ModelRef, PypiSource, RefError};
 
 use error::Doing;
+use leftover::{folders, leftovers};
 use part::{Finished, Space, free_bytes};
 use workspace::{Manifest, Workspace, stored, sweep};
 
@@ -167,46 +170,55 @@ impl Store {
         workspace.publish(&finished, &manifest)
     }
 
-    /// Lists the models of the store by name.
+    /// Lists the whole models of the store by name.
     ///
     /// # Errors
     /// When the folder cannot be read.
     pub fn list(&self) -> Result<Vec<StoredModel>, StoreError> {
-        let folder = self.root.join("models");
-        let entries = match fs::read_dir(&folder) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.doing("reading", &folder)?,
-        };
-        let mut models = Vec::new();
-        for entry in entries {
-            let name = entry.doing("reading", &folder)?.file_name();
-            models.extend(name.to_str().and_then(|name| stored(&self.root, name)));
-        }
-        let mut models: Vec<_> = models.into_iter().map(|(model, _)| model).collect();
+        let names = folders(&self.root.join("models"))?;
+        let models = names.iter().filter_map(|name| stored(&self.root, name));
+        let mut models: Vec<_> = models.map(|(model, _)| model).collect();
         models.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(models)
     }
 
+    /// Lists by name what else takes up space: damaged models, and what unfinished pulls have left.
+    ///
+    /// # Errors
+    /// When a folder cannot be read.
+    pub fn leftovers(&self) -> Result<Vec<Leftover>, StoreError> {
+        leftovers(&self.root)
+    }
+
     /// Removes a model, given by its name in the store or by a reference, and what an unfinished pull of it has left.
-    /// A cell that has the model open keeps it until it ends.
+    /// It may be damaged, or only begun. A cell that has the model open keeps it until it ends.
     ///
     /// # Errors
     /// When it is not in the store, or its files cannot be removed.
-    pub fn remove(&self, name: &str) -> Result<StoredModel, StoreError> {
-        let models = self.list()?;
+    pub fn remove(&self, name: &str) -> Result<Removed, StoreError> {
+        let models = self.list()?.into_iter().map(|it| (it.name, it.bytes));
+        let leftovers = self.leftovers()?.into_iter().map(|it| (it.name, it.bytes));
+        let removable: Vec<_> = models.chain(leftovers).collect();
         let reference = name.parse::<ModelRef>().ok();
         let referred = reference.as_ref().map(ModelRef::name);
-        let meant = models
-            .iter()
-            .find(|model| model.name == name || Some(&model.name) == referred.as_ref());
-        let Some(model) = meant else {
+        let meant = |it: &&(String, u64)| it.0 == name || Some(&it.0) == referred.as_ref();
+        let Some((name, bytes)) = removable.iter().find(meant).cloned() else {
             let name = name.to_owned();
-            let stored = models.into_iter().map(|model| model.name).collect();
+            let stored = removable.into_iter().map(|(name, _)| name).collect();
             return Err(StoreError::NotStored { name, stored });
         };
-        Workspace::lock(&self.root, &model.name)?.remove()?;
-        Ok(model.clone())
+        Workspace::lock(&self.root, &name)?.remove()?;
+        Ok(Removed { name, bytes })
     }
+}
+
+/// What has been removed from the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// What it was listed under.
+    pub name: String,
+    /// How much space it took up.
+    pub bytes: u64,
 }
 
 /// A model file that has arrived and was found whole.

@@ -221,6 +221,60 @@ fn what_cannot_work_is_refused_in_one_line_that_says_what_to_do() {
     }
 }
 
+#[test]
+fn models_that_are_not_whole_are_listed_as_such_and_removed() {
+    let house = House::new();
+    let folder = |path: &str| {
+        let folder = house.home().join(path);
+        std::fs::create_dir_all(&folder).expect("the store is writable");
+        folder
+    };
+    let model = std::fs::read(house.model()).expect("the model can be read");
+    for (name, bytes) in [("whole", &model[..]), ("broken", b"GGUF")] {
+        let folder = folder(&format!("models/{name}"));
+        std::fs::write(folder.join("model.gguf"), bytes).expect("the store is writable");
+        let manifest = serde_json::json!({
+            "reference": name, "source": "here", "sha256": "", "bytes": bytes.len(), "pulled_at_unix_seconds": 0
+        });
+        std::fs::write(folder.join("manifest.json"), manifest.to_string())
+            .expect("the store is writable");
+    }
+    folder("models/gone");
+    std::fs::write(folder("partial/begun/files").join("part"), "GG")
+        .expect("the store is writable");
+    let listed = || {
+        let output = house.shoal(&["models", "--json"], &[]);
+        let rows: Vec<serde_json::Value> =
+            serde_json::from_slice(&output.stdout).expect("a JSON array");
+        let row = |row: &serde_json::Value| {
+            format!("{} {} {}", row["name"], row["state"], row["quantisation"])
+        };
+        rows.iter().map(row).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        listed(),
+        [
+            r#""begun" "unfinished" null"#,
+            r#""broken" "damaged" null"#,
+            r#""gone" "damaged" null"#,
+            r#""whole" "ready" "Q8_0""#,
+        ]
+    );
+    let table = house.shoal(&["models"], &[]);
+    assert!(
+        error_of(&table).contains("shoal models rm NAME"),
+        "{table:?}"
+    );
+    for name in ["begun", "broken", "gone"] {
+        let output = house.shoal(&["models", "rm", name], &[]);
+        assert!(
+            error_of(&output).starts_with(&format!("removed {name} (")),
+            "{output:?}"
+        );
+    }
+    assert_eq!(listed(), [r#""whole" "ready" "Q8_0""#]);
+}
+
 /// A home of its own with a tiny model in it. What it starts, it ends.
 struct House {
     folder: TempDir,

