@@ -1,13 +1,15 @@
 //! Products in `f32`: float weights, and on the scalar instruction set every format, row by row
 //! through its definition.
 
+use std::marker::PhantomData;
+
 use crate::arch::Simd;
 use crate::formats;
 use crate::{Dtype, Matrix};
 
 use super::{Columns, Rows};
 
-/// Tokens that share the loads of a row.
+/// Rows and tokens that share each other's loads.
 const TILE: usize = 4;
 
 /// Computes `rows` for all tokens of `x`.
@@ -19,73 +21,167 @@ pub(crate) fn multiply<S: Simd>(
     scratch: &mut Vec<f32>,
     out: &Columns<'_>,
 ) {
-    let cols = rows.matrix.cols();
-    scratch.resize(cols, 0.0);
-    for r in rows.range.clone() {
-        widen(s, rows.matrix, r, scratch);
-        let mut tiles = x.chunks_exact(TILE * cols);
+    match rows.matrix.dtype() {
+        Dtype::F32 => multiply_floats::<S, F32>(s, rows, x, out),
+        Dtype::F16 => multiply_floats::<S, F16>(s, rows, x, out),
+        Dtype::Bf16 => multiply_floats::<S, Bf16>(s, rows, x, out),
+        _ => multiply_quantized(s, rows, x, scratch, out),
+    }
+}
+
+/// A float format in memory, little-endian.
+trait Float {
+    const DTYPE: Dtype;
+    const BYTES: usize;
+    /// Loads `LANES` floats.
+    fn load<S: Simd>(s: S, from: &[u8]) -> S::F32;
+}
+
+macro_rules! float {
+    ($name:ident, $dtype:expr, $bytes:literal, $load:ident) => {
+        struct $name;
+
+        impl Float for $name {
+            const DTYPE: Dtype = $dtype;
+            const BYTES: usize = $bytes;
+
+            #[inline(always)]
+            fn load<S: Simd>(s: S, from: &[u8]) -> S::F32 {
+                s.$load(from)
+            }
+        }
+    };
+}
+
+float!(F32, Dtype::F32, 4, load_f32_bytes);
+float!(F16, Dtype::F16, 2, load_f16_bytes);
+float!(Bf16, Dtype::Bf16, 2, load_bf16_bytes);
+
+#[inline(always)]
+fn multiply_floats<S: Simd, F: Float>(s: S, rows: &Rows<'_>, x: &[f32], out: &Columns<'_>) {
+    let mut first = rows.range.start;
+    while first < rows.range.end {
+        let weights = Weights::<F>::new(rows.matrix, first);
+        if first + TILE <= rows.range.end {
+            weights.multiply::<S, TILE>(s, x, out);
+            first += TILE;
+        } else {
+            weights.multiply::<S, 1>(s, x, out);
+            first += 1;
+        }
+    }
+}
+
+/// The rows of a matrix from `first` on.
+struct Weights<'a, F> {
+    matrix: &'a Matrix,
+    first: usize,
+    format: PhantomData<F>,
+}
+
+impl<'a, F: Float> Weights<'a, F> {
+    fn new(matrix: &'a Matrix, first: usize) -> Self {
+        Self {
+            matrix,
+            first,
+            format: PhantomData,
+        }
+    }
+
+    /// Computes `R` rows for all tokens.
+    #[inline(always)]
+    fn multiply<S: Simd, const R: usize>(&self, s: S, x: &[f32], out: &Columns<'_>) {
+        let cols = self.matrix.cols();
         let mut token = 0;
-        for tile in tiles.by_ref() {
-            let tile: [&[f32]; TILE] = std::array::from_fn(|t| &tile[t * cols..][..cols]);
-            for dot in dots(s, scratch, tile) {
-                out.write(token, r, &[dot]);
+        while token < out.tokens {
+            let x = &x[token * cols..];
+            if token + TILE <= out.tokens {
+                self.write(self.dots::<S, R, TILE>(s, x), token, out);
+                token += TILE;
+            } else {
+                self.write(self.dots::<S, R, 1>(s, x), token, out);
                 token += 1;
             }
         }
-        for x in tiles.remainder().chunks_exact(cols) {
-            out.write(token, r, &dots(s, scratch, [x]));
-            token += 1;
-        }
     }
-}
 
-/// Writes a row as `f32`.
-#[inline(always)]
-fn widen<S: Simd>(s: S, matrix: &Matrix, r: usize, out: &mut [f32]) {
-    let dtype = matrix.dtype();
-    if dtype.is_quantized() {
-        return matrix.dequantize_row(r, out);
-    }
-    let row = matrix.floats(r);
-    let whole = out.len() - out.len() % S::LANES;
-    let (vectors, tail) = out.split_at_mut(whole);
-    macro_rules! widen {
-        ($load:ident, $bytes:literal) => {{
-            let from = row.chunks_exact($bytes * S::LANES);
-            formats::widen(dtype, from.remainder(), tail);
-            for (from, to) in from.zip(vectors.chunks_exact_mut(S::LANES)) {
-                s.store(s.$load(from), to);
+    /// Returns the products of `R` rows with the first `T` tokens of `x`.
+    #[inline(always)]
+    fn dots<S: Simd, const R: usize, const T: usize>(&self, s: S, x: &[f32]) -> [[f32; R]; T] {
+        let cols = self.matrix.cols();
+        let whole = cols - cols % S::LANES;
+        let mut weights = [self.matrix.floats(self.first); R];
+        for (r, weights) in weights.iter_mut().enumerate() {
+            *weights = self.matrix.floats(self.first + r);
+        }
+        let mut xs = [&x[..cols]; T];
+        for (t, xs) in xs.iter_mut().enumerate() {
+            *xs = &x[t * cols..][..cols];
+        }
+        let mut sums = [[s.splat(0.0); R]; T];
+        for at in (0..whole).step_by(S::LANES) {
+            let mut w = [s.splat(0.0); R];
+            for (w, weights) in w.iter_mut().zip(&weights) {
+                *w = F::load(s, &weights[at * F::BYTES..]);
             }
-        }};
+            for (sums, xs) in sums.iter_mut().zip(&xs) {
+                let x = s.load(&xs[at..]);
+                for (sum, &w) in sums.iter_mut().zip(&w) {
+                    *sum = s.mul_add(w, x, *sum);
+                }
+            }
+        }
+        let mut out = [[0.0; R]; T];
+        for (out, sums) in out.iter_mut().zip(&sums) {
+            for (out, &sum) in out.iter_mut().zip(sums) {
+                *out = s.sum(sum);
+            }
+        }
+        for at in whole..cols {
+            for (r, weights) in weights.iter().enumerate() {
+                let mut w = [0.0];
+                formats::widen(F::DTYPE, &weights[at * F::BYTES..][..F::BYTES], &mut w);
+                for (out, xs) in out.iter_mut().zip(&xs) {
+                    out[r] += w[0] * xs[at];
+                }
+            }
+        }
+        out
     }
-    match dtype {
-        Dtype::F32 => widen!(load_f32_bytes, 4),
-        Dtype::F16 => widen!(load_f16_bytes, 2),
-        _ => widen!(load_bf16_bytes, 2),
+
+    #[inline(always)]
+    fn write<const R: usize, const T: usize>(
+        &self,
+        dots: [[f32; R]; T],
+        token: usize,
+        out: &Columns<'_>,
+    ) {
+        for (t, dots) in dots.iter().enumerate() {
+            out.write(token + t, self.first, dots);
+        }
     }
 }
 
-/// Returns the dot products of `w` with `T` tokens, all of the same length.
+/// The definition: each row as floats, then plain sums.
 #[inline(always)]
-fn dots<S: Simd, const T: usize>(s: S, w: &[f32], xs: [&[f32]; T]) -> [f32; T] {
-    let xs = xs.map(|x| &x[..w.len()]);
-    let mut sums = [[s.splat(0.0); 2]; T];
-    let whole = w.len() - w.len() % (2 * S::LANES);
-    let mut at = 0;
-    while at < whole {
-        let w = [s.load(&w[at..]), s.load(&w[at + S::LANES..])];
-        for t in 0..T {
-            sums[t][0] = s.mul_add(w[0], s.load(&xs[t][at..]), sums[t][0]);
-            sums[t][1] = s.mul_add(w[1], s.load(&xs[t][at + S::LANES..]), sums[t][1]);
+fn multiply_quantized<S: Simd>(
+    s: S,
+    rows: &Rows<'_>,
+    x: &[f32],
+    scratch: &mut Vec<f32>,
+    out: &Columns<'_>,
+) {
+    let cols = rows.matrix.cols();
+    scratch.resize(cols, 0.0);
+    for r in rows.range.clone() {
+        rows.matrix.dequantize_row(r, scratch);
+        for (token, x) in x.chunks_exact(cols).enumerate() {
+            let mut sum = s.splat(0.0);
+            let vectors = scratch.chunks_exact(S::LANES);
+            for (w, x) in vectors.zip(x.chunks_exact(S::LANES)) {
+                sum = s.mul_add(s.load(w), s.load(x), sum);
+            }
+            out.write(token, r, &[s.sum(sum)]);
         }
-        at += 2 * S::LANES;
     }
-    let mut out = [0.0; T];
-    for t in 0..T {
-        out[t] = s.sum(s.add(sums[t][0], sums[t][1]));
-        for (w, x) in w[whole..].iter().zip(&xs[t][whole..]) {
-            out[t] += w * x;
-        }
-    }
-    out
 }
