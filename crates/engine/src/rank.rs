@@ -32,8 +32,8 @@ pub struct RankConfig {
     pub isa: Isa,
     /// Pins its threads to the cores from this one on.
     pub first_core: Option<usize>,
-    /// How long a peer may be still within a step, and rank 0 between two steps. The front gives rank 0 up after four
-    /// times this and 2 s of silence, so a whole step has to take less.
+    /// How long a peer may be still within a step, and rank 0 between two steps. The front gives rank 0 up after this and
+    /// 2 s of silence.
     pub step_timeout: Duration,
     /// How long the ranks may take to find each other, and be still while weights are handed out.
     pub join_timeout: Duration,
@@ -151,7 +151,7 @@ fn follow(config: &RankConfig, group: &mut Group) -> Result<(), RankError> {
         group.set_timeout(config.step_timeout);
         match Step::decode(&bytes)? {
             Step::Run(spans) => {
-                model.forward(&spans, group)?;
+                model.forward(&spans, group, &mut || {})?;
             }
             Step::Idle => group.barrier()?,
             Step::Report => {
@@ -182,15 +182,13 @@ impl RankConfig {
     }
 
     /// How long the front bears rank 0's silence: longer than the ranks bear each other's, since it is to hear from rank 0
-    /// which other rank hangs, and since a step, in which rank 0 says nothing, computes and exchanges more than once.
+    /// which other rank hangs. Rank 0 shows life before each wait for the others and after it, however long a step is.
     pub(crate) fn patience(&self) -> Patience {
-        let times = |times: u32, silence: Duration| {
-            let patience = silence.saturating_mul(times);
-            patience.saturating_add(FRONT_MARGIN)
-        };
+        // With the weights handed out, rank 0 waits twice in a row: until all have them, and for their reports.
+        let forming = self.silence_while_loading().saturating_mul(2);
         Patience {
-            forming: times(2, self.silence_while_loading()),
-            serving: times(4, self.step_timeout),
+            forming: forming.saturating_add(FRONT_MARGIN),
+            serving: self.step_timeout.saturating_add(FRONT_MARGIN),
         }
     }
 
@@ -242,7 +240,8 @@ impl RankReport {
     }
 }
 
-/// A busy machine may hold back what rank 0 says between two steps for this long.
+/// Rank 0 may have last shown life this long before it began to wait for a rank that hangs, and a busy machine may hold
+/// back what it then says of that one.
 const FRONT_MARGIN: Duration = Duration::from_secs(2);
 /// The rank that leads.
 pub(crate) const ROOT: Rank = Rank(0);

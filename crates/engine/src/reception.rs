@@ -17,6 +17,8 @@ pub(crate) struct Reception {
     pending: Vec<u8>,
     /// When the front was last told something.
     told: Instant,
+    /// For how long it is told nothing at most.
+    pub(crate) alive_every: Duration,
     /// Since when there has been no front.
     orphaned_since: Option<Instant>,
     /// What came while nobody took orders.
@@ -40,6 +42,7 @@ impl Reception {
             outbox: None,
             pending: Vec::new(),
             told: Instant::now(),
+            alive_every: ALIVE_EVERY,
             orphaned_since: Some(Instant::now()),
             early: None,
         }
@@ -96,7 +99,7 @@ impl Reception {
 
     /// Tells the front that this thread is alive, unless it has just heard something. Only the step thread may say so.
     pub(crate) fn show_life(&mut self) {
-        if self.told.elapsed() >= ALIVE_EVERY {
+        if self.told.elapsed() >= self.alive_every {
             self.note(&Notice::Alive);
         }
         self.flush();

@@ -79,7 +79,6 @@ impl<'a> StepLoop<'a> {
     fn turn(&mut self) -> Result<bool, RankError> {
         self.take_orders();
         let (step, sampled) = self.plan();
-        // Also before a step, which may be long.
         self.reception.show_life();
         self.broadcast(&step)?;
         match step {
@@ -222,7 +221,9 @@ impl<'a> StepLoop<'a> {
 
     /// Computes the spans, then samples and reports one token for each request in `sampled`.
     fn run(&mut self, spans: &[Span], sampled: &[RequestId]) -> Result<(), RankError> {
-        let logits = self.model.forward(spans, self.group)?;
+        // The front cannot tell a long step from one that hangs.
+        let mut progress = || self.reception.show_life();
+        let logits = self.model.forward(spans, self.group, &mut progress)?;
         let now = Instant::now();
         trace!(spans = spans.len(), sampled = sampled.len(), "step");
         for (row, &id) in sampled.iter().enumerate() {
@@ -374,6 +375,20 @@ mod tests {
         order(inputs, Command::Submit { id, request });
     }
 
+    /// A front attaches; returns what it hears.
+    fn come(inputs: &SyncSender<Input>) -> UnixStream {
+        let (stream, heard) = UnixStream::pair().expect("sockets");
+        let outbox = Outbox::open(stream).expect("a writer");
+        inputs.send(Input::Came(outbox)).expect("there is room");
+        heard
+    }
+
+    fn notice(heard: &mut UnixStream) -> Notice {
+        let mut frame = Vec::new();
+        wire::read_frame(heard, &mut frame).expect("a notice");
+        Notice::decode(&frame).expect("one that makes sense")
+    }
+
     #[test]
     fn a_cancelled_request_is_gone_after_the_step_that_runs() {
         with_loop(|steps, inputs| {
@@ -399,9 +414,7 @@ mod tests {
                 max_tokens: 1,
                 stop_tokens: Vec::new(),
             };
-            let (stream, mut heard) = UnixStream::pair().expect("sockets");
-            let outbox = Outbox::open(stream).expect("a writer");
-            inputs.send(Input::Came(outbox)).expect("there is room");
+            let mut heard = come(inputs);
             let prompts = [vec![], vec![512], vec![1; 256]];
             for (id, prompt) in (1..).zip(prompts) {
                 order(
@@ -415,11 +428,7 @@ mod tests {
             assert!(steps.turn().expect("nothing to compute"));
             assert_eq!((steps.scheduler.waiting(), steps.replies.len()), (0, 0));
 
-            let mut notice = || {
-                let mut frame = Vec::new();
-                wire::read_frame(&mut heard, &mut frame).expect("a notice");
-                Notice::decode(&frame).expect("one that makes sense")
-            };
+            let mut notice = || notice(&mut heard);
             assert_eq!(notice(), Notice::Phase(Phase::Starting));
             for (refused, why) in
                 (1..).zip(["the request is empty", "beyond the model's 512", "256"])
@@ -434,6 +443,31 @@ mod tests {
                 assert_eq!(id, refused);
                 assert!(reason.contains(why), "{reason}");
             }
+        });
+    }
+
+    #[test]
+    fn a_long_step_shows_that_it_goes_on() {
+        with_loop(|steps, inputs| {
+            let mut heard = come(inputs);
+            submit(inputs, 1, 1);
+            steps.reception.alive_every = Duration::ZERO; // every step is a long one
+            assert!(steps.turn().expect("computed"));
+            assert!(steps.turn().expect("computed"));
+            assert!(steps.turn().expect("computed"));
+            let mut notices = Vec::new();
+            while !matches!(
+                notices.last(),
+                Some(Notice::Event {
+                    event: Event::Finished { .. },
+                    ..
+                })
+            ) {
+                notices.push(notice(&mut heard));
+            }
+            let alive = notices.iter().filter(|notice| **notice == Notice::Alive);
+            let (steps_taken, layers) = (3, steps.model.spec().blocks.len());
+            assert!(alive.count() > steps_taken * 4 * layers, "{notices:?}");
         });
     }
 

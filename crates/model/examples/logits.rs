@@ -94,7 +94,7 @@ fn step<'a>(model: &'a mut Model, ids: &[&str], group: &mut Group) -> Outcome<Lo
         pages,
         wants_logits: true,
     };
-    Ok(model.forward(&[span], group)?)
+    Ok(model.forward(&[span], group, &mut || {})?)
 }
 
 fn report(model: &Model, rank: Rank) {

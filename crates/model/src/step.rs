@@ -3,7 +3,7 @@
 //! Every rank runs this on the same spans and reaches the same sums, so all hold the same residual stream and the same
 //! logits, bit for bit. Nothing here asks which rank it is.
 
-use shoal_fabric::Group;
+use shoal_fabric::{FabricError, Group};
 use shoal_kernels::AttentionSpan;
 
 use crate::error::ModelError;
@@ -102,13 +102,20 @@ impl Buffers {
 impl Model {
     /// Computes the spans, extends the KV cache, and returns the logits that are wanted.
     ///
-    /// Every rank of the group must call this with the same spans.
+    /// Every rank of the group must call this with the same spans. `progress` is called before and after each exchange
+    /// with the other ranks, several times a layer, for whoever has to know that a long step goes on.
     ///
     /// # Errors
     /// [`ModelError::BatchTooLarge`] and [`ModelError::Span`] before anything is computed, when the spans do not fit;
     /// [`ModelError::Fabric`] when a rank is lost.
-    pub fn forward(&mut self, spans: &[Span], group: &mut Group) -> Result<Logits<'_>, ModelError> {
+    pub fn forward(
+        &mut self,
+        spans: &[Span],
+        group: &mut Group,
+        progress: &mut dyn FnMut(),
+    ) -> Result<Logits<'_>, ModelError> {
         let tokens = self.check(spans)?;
+        let peers = &mut Peers { group, progress };
         let reads: Vec<AttentionSpan<'_>> = spans
             .iter()
             .map(|span| AttentionSpan {
@@ -117,12 +124,12 @@ impl Model {
                 tokens: span.tokens.len(),
             })
             .collect();
-        self.embed(spans, tokens, group)?;
+        self.embed(spans, tokens, peers)?;
         for layer in 0..self.weights.blocks.len() {
-            self.attention(layer, &reads, tokens, group)?;
-            self.feed_forward(layer, tokens, group)?;
+            self.attention(layer, &reads, tokens, peers)?;
+            self.feed_forward(layer, tokens, peers)?;
         }
-        self.head(spans, group)
+        self.head(spans, peers)
     }
 
     /// Returns the number of tokens, having made sure that no index below can be out of range.
@@ -175,9 +182,11 @@ impl Model {
         &mut self,
         spans: &[Span],
         tokens: usize,
-        group: &mut Group,
+        peers: &mut Peers<'_>,
     ) -> Result<(), ModelError> {
-        let own = self.split.part(Axis::Vocabulary, group.rank().0.into());
+        let own = self
+            .split
+            .part(Axis::Vocabulary, peers.group.rank().0.into());
         let width = self.spec.width;
         let residual = &mut self.buffers.residual[..tokens * width];
         let all = spans.iter().flat_map(|span| &span.tokens);
@@ -195,7 +204,7 @@ impl Model {
                 .positions
                 .extend(span.start..span.start + span.tokens.len() as u32);
         }
-        group.all_reduce_sum(residual)?;
+        peers.sum(residual)?;
         Ok(())
     }
 
@@ -204,7 +213,7 @@ impl Model {
         layer: usize,
         spans: &[AttentionSpan<'_>],
         tokens: usize,
-        group: &mut Group,
+        peers: &mut Peers<'_>,
     ) -> Result<(), ModelError> {
         let Self {
             spec,
@@ -270,7 +279,7 @@ impl Model {
         let partial = &mut b.partial[..width];
         let input = widen(&block.output, attended, tokens, &mut b.widened);
         cpu.linear(input, &block.output.matrix, partial);
-        group.all_reduce_sum(partial)?;
+        peers.sum(partial)?;
         cpu.add(&mut b.residual[..width], partial);
         Ok(())
     }
@@ -279,7 +288,7 @@ impl Model {
         &mut self,
         layer: usize,
         tokens: usize,
-        group: &mut Group,
+        peers: &mut Peers<'_>,
     ) -> Result<(), ModelError> {
         let Self {
             spec,
@@ -312,13 +321,13 @@ impl Model {
         let partial = &mut b.partial[..width];
         let input = widen(&block.down, gate, tokens, &mut b.widened);
         cpu.linear(input, &block.down.matrix, partial);
-        group.all_reduce_sum(partial)?;
+        peers.sum(partial)?;
         cpu.add(&mut b.residual[..width], partial);
         Ok(())
     }
 
     /// Norm and head for the last tokens of the spans that want logits, gathered over the vocabulary's parts.
-    fn head(&mut self, spans: &[Span], group: &mut Group) -> Result<Logits<'_>, ModelError> {
+    fn head(&mut self, spans: &[Span], peers: &mut Peers<'_>) -> Result<Logits<'_>, ModelError> {
         let Self {
             spec,
             split,
@@ -356,7 +365,7 @@ impl Model {
                 .collect();
             let lens: Vec<usize> = parts.iter().map(|part| rows * part.len()).collect();
             b.logits_parts.resize(rows * vocabulary, 0.0);
-            group.all_gather_f32(&b.logits_part, &lens, &mut b.logits_parts)?;
+            peers.gather(&b.logits_part, &lens, &mut b.logits_parts)?;
             // From rank by rank to row by row.
             for part in parts {
                 let gathered = &b.logits_parts[rows * part.start..];
@@ -370,6 +379,28 @@ impl Model {
             rows: &b.logits,
             vocabulary,
         })
+    }
+}
+
+/// The other ranks within a step. Whoever waits for the step hears of it around each wait for them.
+struct Peers<'a> {
+    group: &'a mut Group,
+    progress: &'a mut dyn FnMut(),
+}
+
+impl Peers<'_> {
+    fn sum(&mut self, data: &mut [f32]) -> Result<(), FabricError> {
+        (self.progress)();
+        let summed = self.group.all_reduce_sum(data);
+        (self.progress)();
+        summed
+    }
+
+    fn gather(&mut self, mine: &[f32], lens: &[usize], out: &mut [f32]) -> Result<(), FabricError> {
+        (self.progress)();
+        let gathered = self.group.all_gather_f32(mine, lens, out);
+        (self.progress)();
+        gathered
     }
 }
 

@@ -180,11 +180,12 @@ fn spans_that_do_not_fit_are_refused_and_harm_nothing() {
             "a step of 66 tokens exceeds the batch of 64",
         ),
     ] {
-        let error = model.forward(&spans, &mut group).err().expect("an error");
+        let refused = model.forward(&spans, &mut group, &mut || {});
+        let error = refused.err().expect("an error");
         assert_eq!(error.to_string(), message);
     }
     let row = model
-        .forward(&[good], &mut group)
+        .forward(&[good], &mut group, &mut || {})
         .expect("a step")
         .row(0)
         .to_vec();

@@ -28,6 +28,8 @@ enum Fate {
     DiesIdle,
     /// It says nothing more while nothing runs, until the other end of this is gone.
     FallsSilent(mpsc::Receiver<()>),
+    /// So in a step that computes.
+    FallsSilentInStep(mpsc::Receiver<()>),
 }
 
 /// Rank 1 of a cell, played by the test.
@@ -50,9 +52,14 @@ fn mortal_member(rendezvous: SocketAddr, cell: &Cell, fate: Fate) -> JoinHandle<
             match (Step::decode(&bytes).expect("one that makes sense"), &fate) {
                 (Step::Run(_), Fate::DiesAfter(steps)) if computed == *steps => return,
                 (Step::Idle, Fate::DiesIdle) => return,
-                (Step::Idle, Fate::FallsSilent(until)) => return until.recv().unwrap_or_default(),
+                (Step::Idle, Fate::FallsSilent(until))
+                | (Step::Run(_), Fate::FallsSilentInStep(until)) => {
+                    return until.recv().unwrap_or_default();
+                }
                 (Step::Run(spans), _) => {
-                    model.forward(&spans, &mut group).expect("computed");
+                    model
+                        .forward(&spans, &mut group, &mut || {})
+                        .expect("computed");
                     computed += 1;
                 }
                 (Step::Report, _) => {
@@ -143,18 +150,27 @@ fn a_member_that_dies_while_nothing_runs_is_noticed() {
 
 #[test]
 fn a_member_that_falls_silent_is_given_up_after_the_step_timeout() {
-    let mut cell = Cell::new(2);
-    cell.step_timeout = Duration::from_millis(300);
-    let client = Client::new();
-    let rendezvous = cell.start_root(&client).fabric.expect("several ranks");
-    let (release, until) = mpsc::channel();
-    let silent = mortal_member(rendezvous, &cell, Fate::FallsSilent(until));
-    let loss = client.losses().recv_blocking().expect("told");
-    assert_eq!(loss.rank, Rank(1));
-    assert!(loss.reason.contains("did not answer within"), "{loss}");
-    drop(release);
-    silent.join().expect("it is let go");
-    assert!(cell.ends().iter().all(Result::is_err));
+    for fate in [Fate::FallsSilent, Fate::FallsSilentInStep] {
+        let mut cell = Cell::new(2);
+        cell.step_timeout = Duration::from_millis(300);
+        let client = Client::new();
+        let rendezvous = cell.start_root(&client).fabric.expect("several ranks");
+        let (release, until) = mpsc::channel();
+        let fate = fate(until);
+        let in_step = matches!(fate, Fate::FallsSilentInStep(_));
+        let silent = mortal_member(rendezvous, &cell, fate);
+        if in_step {
+            client.wait_ready(Instant::now() + PATIENCE).expect("ready");
+            assert_rank_1_lost(&drain(client.submit(greedy(PROMPT, 4)).expect("taken")).1);
+        }
+        // Rank 0 waits for it, and names it before the front loses patience with rank 0.
+        let loss = client.losses().recv_blocking().expect("told");
+        assert_eq!(loss.rank, Rank(1));
+        assert!(loss.reason.contains("did not answer within"), "{loss}");
+        drop(release);
+        silent.join().expect("it is let go");
+        assert!(cell.ends().iter().all(Result::is_err));
+    }
 }
 
 #[test]
