@@ -1,3 +1,5 @@
+use std::alloc::{self, Layout};
+
 use half::f16;
 
 /// Dimensions of a [`KvCache`].
@@ -30,28 +32,42 @@ pub struct KvCache {
     data: Vec<u16>,
 }
 
+/// The system refuses the memory of a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the system refuses {size_mib} MiB for a KV cache; ask for fewer or shorter sequences")]
+pub struct KvCacheError {
+    /// What was asked for.
+    pub size_mib: u64,
+}
+
 /// Lanes of the widest vector.
 pub(crate) const ALIGN: usize = 16;
+const ELEMENTS_PER_MIB: u128 = (1 << 20) / size_of::<u16>() as u128;
 
 impl KvCache {
     /// Reserves a cache.
     ///
-    /// # Panics
-    /// If its size does not fit the address space.
-    pub fn new(shape: KvShape) -> Self {
-        let token_stride = shape.page_tokens.next_multiple_of(ALIGN);
-        let head_stride = shape.head_dim.next_multiple_of(ALIGN);
-        let run = shape.head_dim * token_stride + shape.page_tokens * head_stride;
-        let elements = [shape.layers, shape.pages, shape.kv_heads]
-            .iter()
-            .try_fold(run, |product, &n| product.checked_mul(n))
-            .expect("the cache fits the address space");
-        Self {
+    /// # Errors
+    /// [`KvCacheError`] when the system refuses the memory.
+    pub fn new(shape: KvShape) -> Result<Self, KvCacheError> {
+        let token_stride = shape.page_tokens.div_ceil(ALIGN).saturating_mul(ALIGN);
+        let head_stride = shape.head_dim.div_ceil(ALIGN).saturating_mul(ALIGN);
+        let product = |of: &[usize]| {
+            of.iter()
+                .fold(1_u128, |product, &n| product.saturating_mul(n as u128))
+        };
+        let run = product(&[shape.head_dim, token_stride])
+            .saturating_add(product(&[shape.page_tokens, head_stride]));
+        let elements = product(&[shape.layers, shape.pages, shape.kv_heads]).saturating_mul(run);
+        let data = usize::try_from(elements).ok().and_then(zeroed);
+        Ok(Self {
             shape,
             token_stride,
             head_stride,
-            data: vec![0; elements],
-        }
+            data: data.ok_or(KvCacheError {
+                size_mib: u64::try_from(elements / ELEMENTS_PER_MIB).unwrap_or(u64::MAX),
+            })?,
+        })
     }
 
     /// Returns its dimensions.
@@ -125,4 +141,21 @@ impl KvCache {
         let start = ((layer * pages + page) * kv_heads + head) * len;
         start..start + len
     }
+}
+
+/// Reserves zeros that take no memory before they are used; `None` when the system refuses them.
+fn zeroed(elements: usize) -> Option<Vec<u16>> {
+    if elements == 0 {
+        return Some(Vec::new());
+    }
+    let layout = Layout::array::<u16>(elements).ok()?;
+    // SAFETY: the layout is not empty.
+    let start = unsafe { alloc::alloc_zeroed(layout) };
+    if start.is_null() {
+        return None;
+    }
+    // SAFETY:
+    // - `start` comes from the global allocator, with the layout of a vector of this capacity
+    // - every element is initialised: all zeros are a number
+    Some(unsafe { Vec::from_raw_parts(start.cast(), elements, elements) })
 }

@@ -151,7 +151,7 @@ impl AttentionCase {
     }
 
     fn run(&self, cpu: &Cpu) -> Vec<f32> {
-        let mut cache = KvCache::new(self.shape);
+        let mut cache = KvCache::new(self.shape).expect("memory");
         for (i, (pages, start, tokens)) in self.spans.iter().enumerate() {
             let end = *start as usize + tokens;
             let rows = |kind| {
@@ -342,7 +342,8 @@ fn empty_inputs_are_no_work() {
         group: 1,
         phase: 0,
     };
-    cpu.attention(&[], &KvCache::new(shape), 0, &[], &heads, 1.0, &mut []);
+    let cache = KvCache::new(shape).expect("memory");
+    cpu.attention(&[], &cache, 0, &[], &heads, 1.0, &mut []);
 }
 
 #[test]

@@ -71,6 +71,12 @@ pub enum ModelError {
     /// What is to be set aside makes no sense or does not fit the address space.
     #[error("{0}; choose another context or batch size")]
     Config(String),
+    /// The system refuses the memory of the KV cache. Less of it, or another machine, is needed.
+    #[error("the system refuses {size_mib} MiB for the KV cache; lower --ctx or --batch")]
+    KvCache {
+        /// What was asked for.
+        size_mib: u64,
+    },
     /// A step has more tokens than was set aside for. The engine is at fault.
     #[error("a step of {tokens} tokens exceeds the batch of {batch_tokens_max}")]
     BatchTooLarge {

@@ -1,7 +1,7 @@
 //! One rank's part of a loaded model, and the step over it.
 
 use shoal_fabric::{Group, Rank};
-use shoal_kernels::{Cpu, HeadMap, KvCache, KvShape, Rotary};
+use shoal_kernels::{Cpu, HeadMap, KvCache, KvCacheError, KvShape, Rotary};
 
 use crate::error::ModelError;
 use crate::gguf::Gguf;
@@ -83,7 +83,8 @@ impl Model {
         }
         let split = SplitPlan::new(&spec, &shares)?;
         let rank = usize::from(group.rank().0);
-        let cache = KvCache::new(kv_shape(&spec, &split, rank, &config)?);
+        let cache = KvCache::new(kv_shape(&spec, &split, rank, &config)?)
+            .map_err(|KvCacheError { size_mib }| ModelError::KvCache { size_mib })?;
         let weights = fetch(&spec, &split, group)?;
         group.barrier()?;
 
@@ -137,7 +138,7 @@ impl Model {
     }
 }
 
-/// Returns the shape of a rank's KV cache, if it can be had at all; its memory is only taken as pages are used.
+/// Returns the shape of a rank's KV cache; its memory is only taken as pages are used.
 fn kv_shape(
     spec: &ModelSpec,
     split: &SplitPlan,
@@ -155,37 +156,21 @@ fn kv_shape(
             "context, KV pages, page and batch hold at least one token each".to_owned(),
         ));
     }
-    let shape = KvShape {
+    let batch_bytes =
+        batch_tokens_max.checked_mul(size_of::<f32>() * spec.vocabulary.max(spec.ffn_width));
+    if batch_bytes.is_none_or(|bytes| bytes > isize::MAX as usize) {
+        return Err(ModelError::Config(format!(
+            "a batch of {batch_tokens_max} tokens does not fit the address space"
+        )));
+    }
+    Ok(KvShape {
         layers: spec.blocks.len(),
         pages: kv_pages as usize,
         page_tokens: page_tokens as usize,
         kv_heads: split.part(Axis::KvHeads, rank).len(),
         head_dim: spec.head_dim,
-    };
-    // Generous: keys, values, and padding of short pages and narrow heads to whole vectors.
-    let bytes_max = [
-        shape.layers,
-        shape.pages,
-        shape.page_tokens,
-        shape.kv_heads,
-        shape.head_dim,
-    ]
-    .into_iter()
-    .try_fold(PADDED_BYTES_MAX, usize::checked_mul);
-    let batch_bytes =
-        batch_tokens_max.checked_mul(size_of::<f32>() * spec.vocabulary.max(spec.ffn_width));
-    if [bytes_max, batch_bytes]
-        .iter()
-        .all(|bytes| bytes.is_some_and(|bytes| bytes <= isize::MAX as usize))
-    {
-        return Ok(shape);
-    }
-    Err(ModelError::Config(format!(
-        "{kv_pages} KV pages of {page_tokens} tokens, or a batch of {batch_tokens_max}, do not fit the address space"
-    )))
+    })
 }
 
 /// The rank that has the file.
 const ROOT: Rank = Rank(0);
-/// At most this many bytes of cache for one element of a key, however it is padded.
-const PADDED_BYTES_MAX: usize = 2 * 2 * 16;

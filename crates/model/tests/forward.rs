@@ -198,14 +198,20 @@ fn spans_that_do_not_fit_are_refused_and_harm_nothing() {
 #[test]
 fn what_cannot_be_set_aside_is_refused() {
     let file = file(&TinyConfig::default());
+    let load = |config| {
+        let shares = Shares::equal(1);
+        Model::load_root(
+            &file,
+            &shares,
+            config,
+            cpu(Isa::Scalar),
+            &mut solo(),
+            &mut |_, _| {},
+        )
+    };
     for config in [
         shoal_model::LoadConfig {
             kv_pages: 0,
-            ..common::CONFIG
-        },
-        shoal_model::LoadConfig {
-            kv_pages: u32::MAX,
-            page_tokens: u32::MAX,
             ..common::CONFIG
         },
         shoal_model::LoadConfig {
@@ -213,15 +219,24 @@ fn what_cannot_be_set_aside_is_refused() {
             ..common::CONFIG
         },
     ] {
-        let shares = Shares::equal(1);
-        let loaded = Model::load_root(
-            &file,
-            &shares,
-            config,
-            cpu(Isa::Scalar),
-            &mut solo(),
-            &mut |_, _| {},
+        assert!(
+            matches!(load(config), Err(ModelError::Config(_))),
+            "{config:?}"
         );
-        assert!(matches!(loaded, Err(ModelError::Config(_))), "{config:?}");
+    }
+    // More than the address space, and more than can be counted.
+    for (page_tokens, size_mib) in [
+        (1 << 10, 3_221_225_471),
+        (u32::MAX, 13_510_798_877_392_896_u64),
+    ] {
+        let refused = load(shoal_model::LoadConfig {
+            kv_pages: u32::MAX,
+            page_tokens,
+            ..common::CONFIG
+        });
+        assert_eq!(
+            refused.err().expect("refused").to_string(),
+            format!("the system refuses {size_mib} MiB for the KV cache; lower --ctx or --batch")
+        );
     }
 }
