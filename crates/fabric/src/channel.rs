@@ -26,23 +26,33 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Connects to `addr`, `host:port`, and proves the key; every address of the host is tried in turn.
+    /// Connects to `addr`, `host:port`, and proves the key; every address of the host is tried in turn, each for its part
+    /// of the time.
     ///
     /// # Errors
     /// [`FabricError::Unreachable`], [`FabricError::WrongToken`], [`FabricError::VersionMismatch`],
     /// [`FabricError::Protocol`] when something else than Shoal listens there, [`FabricError::Silent`] at the deadline.
     pub fn connect(addr: &str, key: &Key, deadline: Instant) -> Result<Self, FabricError> {
-        let unreachable = |reason: String| FabricError::Unreachable {
-            address: addr.to_owned(),
-            reason,
-        };
-        let addresses = addr
-            .to_socket_addrs()
-            .map_err(|error| unreachable(error.to_string()))?;
-        let mut last = unreachable("the name has no address".to_owned());
-        for address in addresses {
-            match Self::connect_for(address, addr, key, Purpose::Channel, deadline) {
-                Err(error @ FabricError::Unreachable { .. }) => last = error,
+        let addresses = addr.to_socket_addrs();
+        let addresses = addresses.map_err(|error| unreachable(addr, error.to_string()))?;
+        Self::connect_to_one_of(addresses.collect(), addr, key, deadline)
+    }
+
+    fn connect_to_one_of(
+        addresses: Vec<SocketAddr>,
+        name: &str,
+        key: &Key,
+        deadline: Instant,
+    ) -> Result<Self, FabricError> {
+        let mut last = unreachable(name, "the name has no address".to_owned());
+        for (address, parts) in addresses.iter().zip((1..=addresses.len() as u32).rev()) {
+            let now = Instant::now();
+            // One that is dead leaves time for those behind it.
+            let until = now + deadline.saturating_duration_since(now) / parts;
+            match Self::connect_for(*address, name, key, Purpose::Channel, until) {
+                Err(error @ (FabricError::Unreachable { .. } | FabricError::Silent { .. })) => {
+                    last = error;
+                }
                 outcome => return outcome,
             }
         }
@@ -105,10 +115,7 @@ impl Channel {
     ) -> Result<Self, FabricError> {
         let stream =
             timed::time_left(deadline).and_then(|left| TcpStream::connect_timeout(&address, left));
-        let stream = stream.map_err(|error| FabricError::Unreachable {
-            address: name.to_owned(),
-            reason: error.to_string(),
-        })?;
+        let stream = stream.map_err(|error| unreachable(name, error.to_string()))?;
         let session = handshake::initiate(&stream, key, purpose, deadline)?;
         Self::new(stream, session)
     }
@@ -283,6 +290,13 @@ impl Receiver {
     }
 }
 
+fn unreachable(name: &str, reason: String) -> FabricError {
+    FabricError::Unreachable {
+        address: name.to_owned(),
+        reason,
+    }
+}
+
 /// The longest message.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
 
@@ -317,6 +331,25 @@ mod tests {
             let theirs = Channel::accept(stream, &key, soon()).expect("same key");
             (ours.join().expect("no panic"), theirs)
         })
+    }
+
+    #[test]
+    fn an_address_that_is_dead_leaves_time_for_the_next() {
+        let [closed, silent, honest] =
+            [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").expect("loopback"));
+        let addresses = [&closed, &silent, &honest].map(|it| it.local_addr().expect("bound"));
+        drop(closed);
+        let key = Key::from_token("fish");
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let (stream, _) = honest.accept().expect("connected to below");
+                Channel::accept(stream, &key, soon()).expect("same key");
+            });
+            let deadline = Instant::now() + Duration::from_secs(3);
+            let ours = Channel::connect_to_one_of(addresses.to_vec(), "host", &key, deadline)
+                .expect("the last one answers");
+            assert_eq!(ours.peer_addr(), addresses[2]);
+        });
     }
 
     fn is_broken(channel: &mut Channel) -> bool {

@@ -7,6 +7,11 @@
 //! rank order, so all ranks hold the same bits; every wait is bounded, and an error names the rank that was lost.
 //! What is computed, and what becomes of a loss, is left to others.
 //!
+//! **The network between the machines is trusted.** Of a group only the beginning is authenticated; the frames of the
+//! collectives, weights and activations, are neither encrypted nor authenticated, so whoever can read or alter packets
+//! there can read prompts and replies, or change them. A channel's messages are authenticated to the end, and not
+//! encrypted.
+//!
 //! ```
 //! use std::thread;
 //! use std::time::Duration;

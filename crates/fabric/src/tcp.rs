@@ -3,8 +3,9 @@
 //! Rank 0 opens a [`Rendezvous`]; every other rank [joins](join) it, and says where it listens itself: on the address by
 //! which it reached rank 0, so that is the network the group uses. Rank 0 answers all of them at once, when they are
 //! complete, with everybody's address; then every rank connects to the ones below it. All of this is authenticated, every
-//! connection for itself, message by message; the frames of the collectives that follow are not, so the group trusts
-//! whoever can alter packets between its machines. Strangers at a port are turned away and stop nobody.
+//! connection for itself, message by message; the frames of the collectives that follow are neither authenticated nor
+//! encrypted, so the group trusts whoever can read or alter packets between its machines. Strangers at a port are turned
+//! away and stop nobody.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
