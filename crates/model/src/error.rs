@@ -3,12 +3,17 @@
 use shoal_fabric::FabricError;
 use thiserror::Error;
 
+use crate::shown::Shown;
+
 /// A model cannot be used, or a step failed.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ModelError {
     /// The architecture is not supported. Another model is needed.
-    #[error("architecture {name:?} is not supported; supported: {supported}")]
+    #[error(
+        "architecture \"{}\" is not supported; supported: {supported}",
+        Shown(name)
+    )]
     Architecture {
         /// What the file names.
         name: String,
@@ -36,7 +41,8 @@ pub enum ModelError {
     },
     /// The file holds a weight that this architecture does not use, so its output would be wrong without it.
     #[error(
-        "tensor {name} has no meaning for architecture {architecture}; use a newer release or another model"
+        "tensor {} has no meaning for architecture {architecture}; use a newer release or another model",
+        Shown(name)
     )]
     UnknownTensor {
         /// The weight.

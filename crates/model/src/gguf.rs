@@ -150,7 +150,7 @@ impl Header {
 
         let mut metadata = HashMap::new();
         for _ in 0..metadata_count {
-            let key = reader.string("a metadata key")?;
+            let key = reader.name(KEY_BYTES_MAX, "a metadata key")?;
             let value = reader.value(&key)?;
             if metadata.insert(key.clone(), value).is_some() {
                 return Err(GgufError::Duplicate { name: key });
@@ -188,7 +188,7 @@ struct Entry {
 
 impl Entry {
     fn read(reader: &mut Reader<'_>) -> Result<Self, GgufError> {
-        let name = reader.string("a tensor's name")?;
+        let name = reader.name(TENSOR_NAME_BYTES_MAX, "a tensor's name")?;
         let dimensions = reader.u32("a tensor's dimensions")?;
         let malformed = |reason: &'static str| GgufError::Shape {
             name: name.clone(),
@@ -309,6 +309,9 @@ fn dtype_of(code: u32) -> Option<Dtype> {
     })
 }
 
+/// The longest names, as the specification has them.
+const KEY_BYTES_MAX: usize = 65535;
+const TENSOR_NAME_BYTES_MAX: usize = 64;
 const DEFAULT_ALIGNMENT: usize = 32;
 /// No writer goes beyond a page; a huge one would only serve to overflow the arithmetic.
 const ALIGNMENT_MAX: u64 = 1 << 20;

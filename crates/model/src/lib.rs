@@ -16,6 +16,7 @@ mod families;
 pub mod gguf;
 mod load;
 mod model;
+mod shown;
 mod spec;
 mod split;
 mod step;

@@ -326,6 +326,57 @@ fn directories_that_contradict_themselves_are_refused() {
 }
 
 #[test]
+fn names_are_bounded_and_shown_on_one_line() {
+    let long = "x".repeat(65);
+    let unknown = |name: &str| {
+        let name = name.to_owned();
+        move |file: &mut GgufWriter| file.tensor(&name, &[1], Dtype::F32, vec![0; 4])
+    };
+    spoilt(
+        unknown(&long),
+        &expect![
+            "the file is corrupt: a tensor's name has 65 bytes, 64 at most are allowed; download it again with `shoal pull`"
+        ],
+    );
+    spoilt(
+        unknown(&long[..64]),
+        &expect![
+            "tensor xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx has no meaning for architecture llama; use a newer release or another model"
+        ],
+    );
+    spoilt(
+        unknown("\x1b[2J\n"),
+        &expect![[
+            r#"tensor \u{1b}[2J\n has no meaning for architecture llama; use a newer release or another model"#
+        ]],
+    );
+    spoilt(
+        |file| file.number(&"k".repeat(65536), 1),
+        &expect![
+            "the file is corrupt: a metadata key has 65536 bytes, 65535 at most are allowed; download it again with `shoal pull`"
+        ],
+    );
+    spoilt(
+        |file| file.value(&"k".repeat(65535), 13, vec![0; 8]),
+        &expect![
+            "metadata kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk… is of type 13, which is not supported; download the file again with `shoal pull`, or use a newer release"
+        ],
+    );
+    spoilt(
+        |file| file.text("general.architecture", &"mamba\n".repeat(1 << 18)),
+        &expect![[
+            r#"architecture "mamba\nmamba\nmamba\nmamba\nmamba\nmamba\nmamba\nmamba\nmamba\nmamba\nmamb…" is not supported; supported: llama"#
+        ]],
+    );
+    spoilt(
+        |file| file.text("llama.rope.scaling.type", &"\r".repeat(1 << 18)),
+        &expect![[
+            r#"rotary scaling "\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r…" is not supported; use another model"#
+        ]],
+    );
+}
+
+#[test]
 fn models_that_cannot_be_computed_are_refused() {
     spoilt(
         |file| file.text("general.architecture", "mamba"),

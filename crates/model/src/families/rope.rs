@@ -4,6 +4,7 @@ use std::f32::consts::TAU;
 
 use super::Source;
 use crate::error::ModelError;
+use crate::shown::Shown;
 use crate::spec::RotarySpec;
 
 /// Per-frequency divisors, as the converter writes Llama 3's scaling.
@@ -55,7 +56,10 @@ pub(super) fn rotary(
             .iter_mut()
             .for_each(|frequency| *frequency /= factor),
         "yarn" => amplitude = yarn(source, &mut inverse_frequencies, factor, base, dims)?,
-        other => return Err(ModelError::Unsupported(format!("rotary scaling {other:?}"))),
+        other => {
+            let kind = format!("rotary scaling \"{}\"", Shown(other));
+            return Err(ModelError::Unsupported(kind));
+        }
     }
     if !amplitude.is_finite() || !inverse_frequencies.iter().all(|it| it.is_finite()) {
         return Err(source.bad("rope.scaling", "not usable: it gives infinite frequencies"));

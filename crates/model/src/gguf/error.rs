@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::shown::Shown;
+
 /// A file is not a GGUF that Shoal can read. Whoever fetched or made the file can fix it.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -47,9 +49,22 @@ pub enum GgufError {
         /// Length of the file.
         len: usize,
     },
+    /// A name is longer than the format allows.
+    #[error(
+        "the file is corrupt: {what} has {len} bytes, {max} at most are allowed; download it again with `shoal pull`"
+    )]
+    NameTooLong {
+        /// What was being read.
+        what: &'static str,
+        /// Its bytes.
+        len: usize,
+        /// The most that the format allows.
+        max: usize,
+    },
     /// A tensor's data is not all there.
     #[error(
-        "the file is truncated: tensor {name} needs bytes {start}..{end}, but the file has {len}; download it again with `shoal pull`"
+        "the file is truncated: tensor {} needs bytes {start}..{end}, but the file has {len}; download it again with `shoal pull`",
+        Shown(name)
     )]
     TensorOutside {
         /// The tensor.
@@ -63,7 +78,8 @@ pub enum GgufError {
     },
     /// A metadata value is of no known type.
     #[error(
-        "metadata {key} is of type {kind}, which is not supported; download the file again with `shoal pull`, or use a newer release"
+        "metadata {} is of type {kind}, which is not supported; download the file again with `shoal pull`, or use a newer release",
+        Shown(key)
     )]
     ValueType {
         /// The key.
@@ -73,7 +89,8 @@ pub enum GgufError {
     },
     /// A tensor is of no known type.
     #[error(
-        "tensor {name} has type {code}, which is not supported; use a model in F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K"
+        "tensor {} has type {code}, which is not supported; use a model in F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K",
+        Shown(name)
     )]
     TensorType {
         /// The tensor.
@@ -82,7 +99,10 @@ pub enum GgufError {
         code: u32,
     },
     /// A tensor's entry contradicts itself or another.
-    #[error("tensor {name} is malformed: {reason}; download the file again with `shoal pull`")]
+    #[error(
+        "tensor {} is malformed: {reason}; download the file again with `shoal pull`",
+        Shown(name)
+    )]
     Shape {
         /// The tensor.
         name: String,
@@ -90,7 +110,10 @@ pub enum GgufError {
         reason: &'static str,
     },
     /// A name stands twice.
-    #[error("{name} stands twice in the file; download it again with `shoal pull`")]
+    #[error(
+        "{} stands twice in the file; download it again with `shoal pull`",
+        Shown(name)
+    )]
     Duplicate {
         /// The key or tensor.
         name: String,

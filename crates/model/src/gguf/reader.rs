@@ -72,7 +72,19 @@ impl<'a> Reader<'a> {
     /// Reads a length-prefixed string. Vocabularies hold bytes that are not UTF-8; those become U+FFFD.
     pub(super) fn string(&mut self, what: &'static str) -> Result<String, GgufError> {
         let len = self.count(1, what)?;
+        self.text(len, what)
+    }
+
+    fn text(&mut self, len: usize, what: &'static str) -> Result<String, GgufError> {
         Ok(String::from_utf8_lossy(self.take(len, what)?).into_owned())
+    }
+
+    /// Reads a string that names something.
+    pub(super) fn name(&mut self, max: usize, what: &'static str) -> Result<String, GgufError> {
+        match self.count(1, what)? {
+            len if len > max => Err(GgufError::NameTooLong { what, len, max }),
+            len => self.text(len, what),
+        }
     }
 
     /// Reads the value of `key`.
