@@ -21,7 +21,10 @@ fn main() -> Outcome<()> {
         ["member", address, rank, world, isa, ref ids @ ..] => {
             member(address.parse()?, rank.parse()?, world.parse()?, isa, ids)
         }
-        [path, shares, isa, ref ids @ ..] => root(Path::new(path), &shares.parse()?, isa, ids),
+        [path, shares, isa, ref ids @ ..] => {
+            let weights: Result<_, _> = shares.split(',').map(str::parse).collect();
+            root(Path::new(path), &Shares::new(weights?)?, isa, ids)
+        }
         _ => Err("usage: logits MODEL.gguf SHARES ISA ID…".into()),
     }
 }

@@ -8,7 +8,6 @@
 //! over ranks stays exact.
 
 use std::ops::Range;
-use std::str::FromStr;
 
 use shoal_fabric::Rank;
 
@@ -53,20 +52,6 @@ impl Shares {
     #[must_use]
     pub fn weights(&self) -> &[u32] {
         &self.0
-    }
-}
-
-impl FromStr for Shares {
-    type Err = ModelError;
-
-    fn from_str(text: &str) -> Result<Self, ModelError> {
-        let weights = text
-            .split(',')
-            .map(|part| part.trim().parse())
-            .collect::<Result<_, _>>();
-        Self::new(weights.map_err(|_| {
-            ModelError::Split(format!("{text:?} is not a list of shares such as 3,1"))
-        })?)
     }
 }
 
