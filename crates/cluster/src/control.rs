@@ -51,10 +51,9 @@ pub(crate) fn encode<T: Serialize>(message: &T) -> Vec<u8> {
 }
 
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FabricError> {
-    serde_json::from_slice(bytes).map_err(|error| {
-        FabricError::Io(std::io::Error::new(
-            std::io::ErrorKind::InvalidData,
-            format!("a message was not understood ({error}); run the same version of shoal on both machines"),
-        ))
+    serde_json::from_slice(bytes).map_err(|error| FabricError::Protocol {
+        rank: None,
+        peer: "the other end".to_owned(),
+        reason: format!("a message was not understood ({error})"),
     })
 }

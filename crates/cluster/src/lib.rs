@@ -11,6 +11,7 @@
 
 mod cell;
 mod control;
+mod doorstep;
 mod found;
 mod launch;
 pub mod node;

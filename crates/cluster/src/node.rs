@@ -4,6 +4,7 @@
 //! configuration of one: those arrive over the fabric. When the front goes away the rank is left alone, since rank 0
 //! may outlive the front and be found again by the next one; the rank ends by itself when its group does.
 
+use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,6 +17,7 @@ use thiserror::Error;
 use tracing::{info, warn};
 
 use crate::control::{Order, Report, Spawn, decode, encode, formation_key};
+use crate::doorstep::{Doorstep, Place};
 use crate::launch::{Program, RankLaunch, RankProcess, RoleLaunch};
 
 /// A node, listening.
@@ -43,13 +45,15 @@ pub struct NodeConfig {
 #[error("cannot listen on {address}: {source}; choose another address with --listen")]
 pub struct NodeError {
     address: SocketAddr,
-    source: std::io::Error,
+    source: io::Error,
 }
 
 struct Shared {
     config: NodeConfig,
     lent: Mutex<Lent>,
-    connections: AtomicUsize,
+    doorstep: Arc<Doorstep>,
+    /// Fronts that have proved the token.
+    fronts: AtomicUsize,
 }
 
 /// Whom the node serves.
@@ -78,7 +82,8 @@ impl Node {
             shared: Arc::new(Shared {
                 config,
                 lent: Mutex::new(Lent::Free),
-                connections: AtomicUsize::new(0),
+                doorstep: Arc::default(),
+                fronts: AtomicUsize::new(0),
             }),
         })
     }
@@ -87,7 +92,7 @@ impl Node {
     ///
     /// # Errors
     /// What the operating system says.
-    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
@@ -100,36 +105,29 @@ impl Node {
     /// Serves fronts for as long as the process lives.
     pub fn serve(self) {
         for stream in self.listener.incoming() {
-            match stream {
-                Ok(stream) => self.admit(stream),
-                // Out of descriptors, most likely: leave the others time to finish.
-                Err(error) => {
-                    warn!(%error, "cannot accept a connection");
-                    thread::sleep(ACCEPT_PAUSE);
-                }
+            // Out of descriptors or threads, most likely: leave the others time to finish.
+            if let Err(error) = stream.and_then(|stream| self.admit(stream)) {
+                warn!(%error, "cannot accept a connection");
+                thread::sleep(ACCEPT_PAUSE);
             }
         }
     }
 
-    fn admit(&self, stream: TcpStream) {
+    fn admit(&self, stream: TcpStream) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
-        if shared.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
-            shared.connections.fetch_sub(1, Ordering::Relaxed);
-            warn!("connection refused: too many are open");
-            return;
-        }
-        thread::spawn(move || {
+        let place = shared.doorstep.enter(&stream)?;
+        let work = move || {
             let peer = stream
                 .peer_addr()
                 .map_or_else(|_| "unknown".to_owned(), |peer| peer.to_string());
-            if let Err(error) = converse(&shared, stream) {
+            if let Err(error) = converse(&shared, stream, place) {
                 match error {
                     FabricError::WrongToken { .. } => warn!(%peer, "front refused: wrong token"),
                     error => info!(%peer, reason = %error, "front left"),
                 }
             }
-            shared.connections.fetch_sub(1, Ordering::Relaxed);
-        });
+        };
+        thread::Builder::new().spawn(work).map(|_thread| ())
     }
 }
 
@@ -204,20 +202,28 @@ impl Shared {
     }
 }
 
-/// Serves one front until it leaves.
-fn converse(shared: &Shared, stream: TcpStream) -> Result<(), FabricError> {
-    let channel = Channel::accept(
+/// Serves one front, once it has proved the token, until it leaves.
+fn converse(shared: &Shared, stream: TcpStream, place: Place) -> Result<(), FabricError> {
+    let proved = Channel::accept(
         stream,
         &shared.config.token,
         Instant::now() + HANDSHAKE_WAIT,
-    )?;
+    );
+    drop(place);
+    let channel = proved?;
     let front = channel.peer_addr();
+    if shared.fronts.fetch_add(1, Ordering::Relaxed) >= FRONTS_MAX {
+        shared.fronts.fetch_sub(1, Ordering::Relaxed);
+        warn!(%front, "front refused: too many are connected");
+        return Ok(());
+    }
     info!(%front, "front connected");
     let (sender, mut receiver) = channel.split();
     let sender = Arc::new(Mutex::new(sender));
     let outcome = obey(shared, front, &sender, &mut receiver);
     // Whoever still waits to report on a rank would otherwise keep the connection half alive.
     sender.lock().expect("no panic under this lock").close();
+    shared.fronts.fetch_sub(1, Ordering::Relaxed);
     outcome
 }
 
@@ -269,11 +275,76 @@ fn report(sender: &Mutex<Sender>, report: &Report) -> Result<(), FabricError> {
         .send(&encode(report))
 }
 
-/// More than a few fronts at once means a mistake or an attack.
-const CONNECTIONS_MAX: usize = 16;
+/// More than a few fronts at once means a mistake.
+const FRONTS_MAX: usize = 16;
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(5);
 /// How soon a rank's end is told; the fabric tells its peers at once.
 const END_POLL: Duration = Duration::from_millis(200);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// A front pings every [`crate::supervisor::TICK`]; one that is silent this long is gone.
 const FRONT_SILENCE_MAX: Duration = Duration::from_secs(15);
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+    use crate::doorstep::STANDING_MAX;
+
+    #[test]
+    fn strangers_who_hold_every_place_keep_no_front_out() {
+        let token = Key::from_token("fish");
+        let node = Node::bind(NodeConfig {
+            listen: ([127, 0, 0, 1], 0).into(),
+            token: token.clone(),
+            threads: None,
+            isa: None,
+            program: Program {
+                path: "/nowhere/shoal".into(),
+                flags: Vec::new(),
+            },
+        })
+        .expect("loopback");
+        let address = node.local_addr().expect("bound");
+        thread::spawn(|| node.serve());
+        let connect = || {
+            let soon = Instant::now() + Duration::from_secs(60);
+            Channel::connect(&address.to_string(), &token, soon).expect("let in")
+        };
+        let strangers = || {
+            let stranger = |_| TcpStream::connect(address).expect("it listens");
+            (0..STANDING_MAX + 8).map(stranger).collect::<Vec<_>>()
+        };
+        let is_served = |front: &mut Channel| {
+            let order = Spawn {
+                cell: "tiny".to_owned(),
+                rank: 1,
+                world: 2,
+                nonce_hex: String::new(),
+                rendezvous_port: 1,
+                step_timeout_ms: 1,
+                join_timeout_ms: 1,
+            };
+            front.send(&encode(&Order::Spawn(order))).expect("it reads");
+            let report = decode(&front.recv(None).expect("it answers"));
+            let Report::Ended { reason } = report.expect("a report") else {
+                panic!("a rank that cannot be started")
+            };
+            assert!(reason.contains("/nowhere/shoal"), "{reason}");
+        };
+
+        let mut first = connect();
+        is_served(&mut first);
+        let mut held = strangers();
+        let mut second = connect();
+        is_served(&mut second);
+        held.extend(strangers());
+        // Those who have proved the token are none of the strangers who had to go.
+        is_served(&mut first);
+        is_served(&mut second);
+        let mut greeting = Vec::new();
+        held[0]
+            .read_to_end(&mut greeting)
+            .expect("it was sent away");
+    }
+}

@@ -34,8 +34,9 @@ impl RemoteNode {
         let ended = Arc::new(Mutex::new(None));
         let heard = Arc::clone(&ended);
         thread::spawn(move || {
-            // Ends when either side closes the connection. The node speaks only when there is news, so there is no
-            // deadline here; a silent rank is the fabric's to notice.
+            // The node speaks only when there is news, so its silence means nothing and a deadline would be wrong. A
+            // connection that ends, or whose other machine vanishes, ends the wait by itself; a node that hangs does not,
+            // and takes nothing from its rank, which the fabric watches.
             let reason = loop {
                 match receiver.recv(None).and_then(|bytes| decode(&bytes)) {
                     Ok(Report::Spawned { .. }) => {}
