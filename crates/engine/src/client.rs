@@ -192,9 +192,11 @@ pub enum AttachError {
     Busy,
     /// The two processes are of different releases.
     #[error(
-        "this front speaks protocol version {ours} and the cell version {theirs}; restart the cell with this release"
+        "the cell at {socket} speaks protocol version {theirs} and this front version {ours}; restart the cell with this release"
     )]
     Version {
+        /// The socket's path.
+        socket: String,
         /// Version of this front.
         ours: u16,
         /// Version of the cell.

@@ -38,9 +38,11 @@ pub enum FabricError {
     },
     /// The two ends of a connection speak different versions of the protocol.
     #[error(
-        "this shoal speaks protocol version {ours} and the other end version {theirs}: install the same release on both machines"
+        "the shoal at {peer} speaks protocol version {theirs} and this one version {ours}: install the same release on both machines"
     )]
     VersionMismatch {
+        /// Address of the other end.
+        peer: String,
         /// Version of this end.
         ours: u16,
         /// Version of the other end.

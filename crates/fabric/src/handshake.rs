@@ -169,6 +169,7 @@ impl<'a> Line<'a> {
         match u16::from_le_bytes(self.read()?) {
             PROTOCOL_VERSION => Ok(()),
             theirs => Err(FabricError::VersionMismatch {
+                peer: self.peer.clone(),
                 ours: PROTOCOL_VERSION,
                 theirs,
             }),
@@ -305,7 +306,8 @@ mod tests {
                 result.err(),
                 Some(FabricError::VersionMismatch {
                     ours: PROTOCOL_VERSION,
-                    theirs: 7
+                    theirs: 7,
+                    ..
                 })
             )
         };

@@ -71,10 +71,13 @@ fn another_version_is_told_to_both_ends() {
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.write_all(b"shoalfab\x07\x00").expect("it reads");
     let outcome = rendezvous.accept(Instant::now() + Duration::from_millis(1000));
-    assert!(matches!(
-        outcome.err(),
-        Some(FabricError::VersionMismatch { ours: 1, theirs: 7 })
-    ));
+    let peer = stream.local_addr().expect("connected");
+    assert_eq!(
+        outcome.err().expect("refused").to_string(),
+        format!(
+            "the shoal at {peer} speaks protocol version 7 and this one version 1: install the same release on both machines"
+        )
+    );
 }
 
 #[test]

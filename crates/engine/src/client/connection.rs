@@ -51,6 +51,7 @@ pub(super) fn greet(
         Ok(Notice::Busy) => return Err(AttachError::Busy),
         Ok(Notice::Version { version }) => {
             return Err(AttachError::Version {
+                socket: socket.display().to_string(),
                 ours: wire::VERSION,
                 theirs: version,
             });

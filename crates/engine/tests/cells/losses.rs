@@ -599,7 +599,14 @@ fn what_is_no_free_cell_of_this_version_is_not_attached_to() {
     assert!(matches!(attached(&[Notice::Busy]), AttachError::Busy));
     let version = wire::VERSION + 1;
     let error = attached(&[Notice::Version { version }]);
-    assert!(matches!(error, AttachError::Version { theirs, .. } if theirs == version));
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "the cell at {} speaks protocol version {version} and this front version {}; restart the cell with this release",
+            played.folder.path().join("socket").display(),
+            wire::VERSION
+        )
+    );
     assert!(matches!(
         attached(&[Notice::Started { id: 1 }]),
         AttachError::Protocol(_)
