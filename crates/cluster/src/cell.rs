@@ -18,7 +18,7 @@ use crate::launch::{LaunchError, Program};
 use crate::record::CellRecord;
 use crate::remote::NodeRefused;
 use crate::supervisor::{Event, Member, Supervisor, random_hex};
-use crate::token::TokenError;
+use crate::token::SecretError;
 
 /// A cell under supervision. Dropping it ends the supervisor and kills the ranks of this machine.
 pub struct Cell {
@@ -123,7 +123,7 @@ pub enum CellError {
     },
     /// There is no token to show the nodes.
     #[error(transparent)]
-    Token(#[from] TokenError),
+    Token(#[from] SecretError),
     /// Nothing to attach to.
     #[error(
         "no running cell without a front was found; start one with `shoal serve --model MODEL --nodes 2`"

@@ -24,4 +24,4 @@ mod token;
 pub use cell::{Cell, CellConfig, CellError, Placement};
 pub use launch::{LaunchError, Program, RankLaunch, RoleLaunch};
 pub use remote::NodeRefused;
-pub use token::{TokenError, read_token};
+pub use token::{SecretError, read_secret, read_token};

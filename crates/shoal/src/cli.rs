@@ -58,6 +58,20 @@ pub(crate) enum Command {
     Rank(RankArgs),
 }
 
+/// Takes an origin as browsers send it (RFC 6454, section 6.1), or `*`.
+fn origin(text: &str) -> Result<String, String> {
+    let whole = |(scheme, host): (&str, &str)| {
+        let scheme_fits = scheme.bytes().all(|b| b.is_ascii_lowercase());
+        let host_fits =
+            |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.:[]".contains(&b);
+        !scheme.is_empty() && scheme_fits && !host.is_empty() && host.bytes().all(host_fits)
+    };
+    if text == "*" || text.split_once("://").is_some_and(whole) {
+        return Ok(text.to_owned());
+    }
+    Err("an origin is SCHEME://HOST or SCHEME://HOST:PORT in lower case, such as https://chat.example.org, or * for any".into())
+}
+
 impl Command {
     /// A server tells what it does; a command whose output is the point stays quiet.
     pub(crate) fn default_log(&self) -> &'static str {
@@ -112,7 +126,7 @@ pub(crate) struct HttpArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) api_key_file: Option<PathBuf>,
     /// Origin that browsers may call from (* for any); may be given several times.
-    #[arg(long, value_name = "ORIGIN")]
+    #[arg(long, value_name = "ORIGIN", value_parser = origin)]
     pub(crate) cors_origin: Vec<String>,
     /// Largest request body.
     #[arg(long, value_name = "BYTES", default_value_t = 4 << 20)]

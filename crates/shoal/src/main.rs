@@ -16,16 +16,18 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use progress::note;
+
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     if let Err(error) = logs::start(&cli.logs, cli.command.default_log()) {
-        eprintln!("error: {}", one_line(&error));
+        note(&format!("error: {}", one_line(&error)));
         return ExitCode::from(2);
     }
     match commands::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", one_line(&error));
+            note(&format!("error: {}", one_line(&error)));
             ExitCode::FAILURE
         }
     }

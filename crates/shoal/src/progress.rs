@@ -25,6 +25,12 @@ pub(crate) fn say(text: &str) -> io::Result<bool> {
     }
 }
 
+/// Writes a line to standard error. Nobody may be there any more (a closed terminal), which must not end the command
+/// before it has cleaned up.
+pub(crate) fn note(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
 /// `98.4 MB`, as storage is sold.
 pub(crate) fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)

@@ -161,9 +161,21 @@ fn what_cannot_work_is_refused_in_one_line_that_says_what_to_do() {
     let whole = std::fs::read(house.model()).expect("the model");
     let truncated = house.file("truncated.gguf", &whole[..whole.len() / 2]);
     let not_a_model = house.file("text.gguf", b"this is not a model");
+    let empty = house.file("empty.gguf", b"");
+    let long = house.file("long", &[b'x'; 5000]);
+    let serve = ["serve", "--model", house.model()];
     let cases: &[(&[&str], &str)] = &[
         (&["run", "--model", &truncated, "abc"], "truncated"),
         (&["run", "--model", &not_a_model, "abc"], "not a GGUF file"),
+        (&["run", "--model", &empty, "abc"], &empty),
+        (
+            &[&serve[..], &["--api-key-file", &long]].concat(),
+            "no secret file",
+        ),
+        (
+            &[&serve[..], &["--cors-origin", "example.org"]].concat(),
+            "https://",
+        ),
         (
             &["run", "--model", "/no/such/model.gguf", "abc"],
             "/no/such/model.gguf",
@@ -218,6 +230,49 @@ fn what_cannot_work_is_refused_in_one_line_that_says_what_to_do() {
         );
         assert!(error.contains(expected), "{args:?}: {error}");
         assert!(!error.contains("panicked"), "{args:?}: {error}");
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error_and_a_reader_that_left_is_none() {
+    let house = House::new();
+    let full = std::fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .expect("the device is there");
+    for args in [
+        &["models", "--json"][..],
+        &[
+            "run",
+            "--raw",
+            "--max-tokens",
+            "1",
+            "--model",
+            house.model(),
+            "a",
+        ],
+    ] {
+        let output = house
+            .command(args)
+            .stdout(full.try_clone().expect("a second handle"))
+            .stderr(Stdio::piped())
+            .spawn()
+            .and_then(Child::wait_with_output)
+            .expect("the program runs");
+        let error = error_of(&output);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {error}");
+        assert!(error.starts_with("error: "), "{args:?}: {error}");
+        assert_eq!(error.lines().count(), 1, "{args:?}: {error}");
+
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = house.command(args);
+        let output = command.stdout(writer).stderr(Stdio::piped()).spawn();
+        drop(command);
+        let output = output
+            .and_then(Child::wait_with_output)
+            .expect("the program runs");
+        assert!(output.status.success(), "{args:?}: {}", error_of(&output));
     }
 }
 

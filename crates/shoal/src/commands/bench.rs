@@ -13,7 +13,7 @@ use shoal_engine::client::{CellInfo, Client, Event, RankReport, Request, Samplin
 use super::{cell, model, runtime};
 use crate::cli::{BenchArgs, LogArgs};
 use crate::model_file::ModelFile;
-use crate::progress::megabytes;
+use crate::progress::{megabytes, say};
 use crate::settings::Home;
 use crate::signals::Signals;
 
@@ -158,14 +158,13 @@ async fn one_run(client: &Client, info: &CellInfo, args: &BenchArgs, run: u32) -
 }
 
 impl Outcome {
-    #[expect(clippy::print_stdout, reason = "the figures are this command's output")]
     fn print(&self, json: bool) -> Result<()> {
         if json {
-            println!("{}", serde_json::to_string(self)?);
+            say(&format!("{}\n", serde_json::to_string(self)?))?;
             return Ok(());
         }
-        println!(
-            "{}  nodes {}  threads {} each  {}  load {:.2} s",
+        let mut table = format!(
+            "{}  nodes {}  threads {} each  {}  load {:.2} s\n",
             self.model, self.nodes, self.threads, self.isa, self.load_seconds
         );
         let rows = [
@@ -181,22 +180,23 @@ impl Outcome {
             ),
             ("first token".to_owned(), &self.time_to_first_token_ms, "ms"),
         ];
-        println!("{:<14} {:>10} {:>10} {:>10}", "", "median", "min", "max");
+        table += &format!("{:<14} {:>10} {:>10} {:>10}\n", "", "median", "min", "max");
         for (name, spread, unit) in rows {
-            println!(
-                "{name:<14} {:>10.1} {:>10.1} {:>10.1}  {unit}",
+            table += &format!(
+                "{name:<14} {:>10.1} {:>10.1} {:>10.1}  {unit}\n",
                 spread.median, spread.min, spread.max
             );
         }
         for rank in &self.ranks {
-            println!(
-                "rank {}  peak {}  weights {}  {}",
+            table += &format!(
+                "rank {}  peak {}  weights {}  {}\n",
                 rank.rank,
                 megabytes(rank.peak_memory_bytes),
                 megabytes(rank.weight_bytes),
                 rank.split
             );
         }
+        say(&table)?;
         Ok(())
     }
 }

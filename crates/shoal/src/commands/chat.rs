@@ -1,15 +1,17 @@
 //! The interactive chat of `shoal run`: streaming, history, and a few commands.
 
+use std::io::ErrorKind;
+
 use anyhow::{Result, bail};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use shoal_api::Options;
 use shoal_api::chat::{Message, Role};
 use shoal_cluster::Cell;
-use shoal_server::{Finished, Generator, TextEvent};
+use shoal_server::{Finished, GenerateError, Generator, TextEvent};
 
 use super::cell;
-use crate::progress::say;
+use crate::progress::{note, say};
 use crate::signals::Signals;
 
 /// Chats until `/quit`, the end of input, or a signal other than Ctrl-C, which cuts replies short.
@@ -23,10 +25,10 @@ pub(crate) async fn chat(
         ready = cell::ready(cell) => ready?,
         () = signals.any() => bail!("interrupted"),
     };
-    eprintln!(
+    note(&format!(
         "{} is listening; /help lists the commands",
         generator.model_name()
-    );
+    ));
     let mut editor = DefaultEditor::new()?;
     let mut history: Vec<Message> = Vec::new();
     let mut last: Option<Finished> = None;
@@ -44,24 +46,28 @@ pub(crate) async fn chat(
         let line = match line {
             Ok(line) => line,
             Err(ReadlineError::Interrupted) => {
-                eprintln!("/quit or Ctrl-D to leave");
+                note("/quit or Ctrl-D to leave");
                 continue;
             }
             Err(ReadlineError::Eof) => return Ok(()),
+            Err(ReadlineError::Io(error)) if error.kind() == ErrorKind::InvalidData => {
+                note("that was not UTF-8; say it again");
+                continue;
+            }
             Err(error) => return Err(error.into()),
         };
         match line.trim() {
             "" => {}
             "/quit" | "/exit" => return Ok(()),
-            "/help" => eprintln!("{HELP}"),
+            "/help" => note(HELP),
             "/clear" => {
                 history.clear();
                 last = None;
-                eprintln!("the conversation starts anew");
+                note("the conversation starts anew");
             }
             "/stats" => stats(last.as_ref(), history.len(), generator.context()),
             unknown if unknown.starts_with('/') => {
-                eprintln!("{unknown} is not a command; /help lists them");
+                note(&format!("{unknown} is not a command; /help lists them"));
             }
             said => {
                 let _ = editor.add_history_entry(said);
@@ -74,7 +80,12 @@ pub(crate) async fn chat(
                     Err(error) => {
                         // The question is taken back, so that it can be asked again.
                         history.pop();
-                        eprintln!("{error:#}");
+                        note(&format!("{error:#}"));
+                        if let Some(GenerateError::TooLong { .. }) = error.downcast_ref() {
+                            note(
+                                "/clear forgets the conversation; a larger --ctx makes room for a longer one",
+                            );
+                        }
                     }
                 }
             }
@@ -119,10 +130,12 @@ fn stats(last: Option<&Finished>, messages: usize, context: u32) {
         usage, performance, ..
     }) = last
     else {
-        eprintln!("nothing was said yet; the context holds {context} tokens");
+        note(&format!(
+            "nothing was said yet; the context holds {context} tokens"
+        ));
         return;
     };
-    eprintln!(
+    note(&format!(
         "{messages} messages, {} of {context} tokens; last reply: {} tokens, {}, {}, first token {}",
         usage.total_tokens,
         usage.completion_tokens,
@@ -130,8 +143,8 @@ fn stats(last: Option<&Finished>, messages: usize, context: u32) {
         rate("generation", performance.generation_tokens_per_second),
         performance
             .time_to_first_token_ms
-            .map_or_else(|| "unknown".to_owned(), |ms| format!("after {ms:.0} ms")),
-    );
+            .map_or_else(|| "unknown".to_owned(), |ms| format!("after {ms:.0} ms"))
+    ));
 }
 
 fn rate(what: &str, tokens_per_second: Option<f64>) -> String {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use shoal_cluster::store::{ModelRef, StoredModel};
 
-use crate::progress::{bytes_bar, megabytes};
+use crate::progress::{bytes_bar, megabytes, note};
 use crate::settings::{self, Home};
 
 /// A model's file and the name it is served under.
@@ -31,18 +31,18 @@ pub(crate) fn resolve(home: &Home, text: &str) -> Result<Resolved> {
 pub(crate) fn fetch(home: &Home, reference: &ModelRef) -> Result<StoredModel> {
     let store = home.store()?.with_hub(settings::hub());
     let bar = bytes_bar("fetching");
-    eprintln!("fetching {reference}");
+    note(&format!("fetching {reference}"));
     let stored = store.pull(reference, &mut |done_bytes, total_bytes| {
         bar.set_length(total_bytes.unwrap_or(done_bytes));
         bar.set_position(done_bytes);
     });
     bar.finish_and_clear();
     let stored = stored?;
-    eprintln!(
+    note(&format!(
         "fetched {} ({}) from {}",
         stored.name,
         megabytes(stored.bytes),
         stored.source
-    );
+    ));
     Ok(stored)
 }

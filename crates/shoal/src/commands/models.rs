@@ -6,7 +6,7 @@ use shoal_cluster::store::{Leftover, LeftoverKind, StoredModel};
 
 use crate::cli::{ModelsAction, ModelsArgs};
 use crate::model_file;
-use crate::progress::megabytes;
+use crate::progress::{megabytes, note, say};
 use crate::settings::Home;
 
 /// A row of the list. Its JSON form is for scripts.
@@ -87,7 +87,11 @@ pub(crate) fn models(args: &ModelsArgs) -> Result<()> {
     let store = Home::locate()?.store()?;
     if let Some(ModelsAction::Rm { model }) = &args.action {
         let removed = store.remove(model)?;
-        eprintln!("removed {} ({})", removed.name, megabytes(removed.bytes));
+        note(&format!(
+            "removed {} ({})",
+            removed.name,
+            megabytes(removed.bytes)
+        ));
         return Ok(());
     }
     let ready = store.list()?.into_iter().map(Row::from);
@@ -97,23 +101,22 @@ pub(crate) fn models(args: &ModelsArgs) -> Result<()> {
     print(&rows, args.json)
 }
 
-#[expect(clippy::print_stdout, reason = "the list is this command's output")]
 fn print(rows: &[Row], json: bool) -> Result<()> {
     if json {
-        println!("{}", serde_json::to_string(rows)?);
+        say(&format!("{}\n", serde_json::to_string(rows)?))?;
         return Ok(());
     }
     if rows.is_empty() {
-        eprintln!("no models yet; fetch one with: shoal pull smollm2");
+        note("no models yet; fetch one with: shoal pull smollm2");
         return Ok(());
     }
-    println!(
-        "{:<24} {:>12}  {:<10} {:<6} {:<8} SOURCE",
+    let mut table = format!(
+        "{:<24} {:>12}  {:<10} {:<6} {:<8} SOURCE\n",
         "NAME", "SIZE", "STATE", "FORMAT", "QUANT"
     );
     for row in rows {
-        println!(
-            "{:<24} {:>12}  {:<10} {:<6} {:<8} {}",
+        table += &format!(
+            "{:<24} {:>12}  {:<10} {:<6} {:<8} {}\n",
             row.name,
             megabytes(row.bytes),
             row.state.name(),
@@ -122,8 +125,9 @@ fn print(rows: &[Row], json: bool) -> Result<()> {
             row.source.as_deref().unwrap_or("-")
         );
     }
+    say(&table)?;
     if rows.iter().any(|row| row.state != State::Ready) {
-        eprintln!("what is not ready can be pulled again, or removed with: shoal models rm NAME");
+        note("what is not ready can be pulled again, or removed with: shoal models rm NAME");
     }
     Ok(())
 }

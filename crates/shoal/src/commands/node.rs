@@ -9,7 +9,7 @@ use tracing::info;
 
 use super::{cell, runtime};
 use crate::cli::{LogArgs, NodeArgs};
-use crate::progress::say;
+use crate::progress::{note, say};
 use crate::signals::Signals;
 
 pub(crate) fn node(args: &NodeArgs, logs: &LogArgs) -> Result<()> {
@@ -34,9 +34,7 @@ pub(crate) fn node(args: &NodeArgs, logs: &LogArgs) -> Result<()> {
         info!(%address, "waiting for a front");
         // The line that scripts wait for.
         say(&format!("waiting {address}\n"))?;
-        eprintln!(
-            "next, on the machine with the model: shoal serve --model MODEL --peer {address} --token-file FILE"
-        );
+        note(&format!("next, on the machine with the model: shoal serve --model MODEL --peer {address} --token-file FILE"));
         signals.any().await;
         stopper.stop();
         Ok(())

@@ -5,19 +5,24 @@ use shoal_cluster::store::ModelRef;
 
 use super::model;
 use crate::cli::PullArgs;
+use crate::progress::note;
 use crate::settings::Home;
 
 pub(crate) fn pull(args: &PullArgs) -> Result<()> {
     let home = Home::locate()?;
     let reference: ModelRef = args.model.parse()?;
     if let Some(stored) = home.store()?.resolve(&reference)? {
-        eprintln!("{} is already here: {}", stored.name, stored.path.display());
+        note(&format!(
+            "{} is already here: {}",
+            stored.name,
+            stored.path.display()
+        ));
         return Ok(());
     }
     let stored = model::fetch(&home, &reference)?;
-    eprintln!(
+    note(&format!(
         "next: shoal run --model {} \"Name three primary colors.\"",
         stored.name
-    );
+    ));
     Ok(())
 }

@@ -1,12 +1,11 @@
 //! `shoal up` and `shoal serve`: a cell behind an OpenAI-compatible address.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
-use shoal_cluster::{Cell, CellConfig, Placement};
+use anyhow::{Result, anyhow, bail};
+use shoal_cluster::{Cell, CellConfig, Placement, read_secret};
 use shoal_server::{Generator, ModelText, ServerConfig};
 use tokio::net::TcpListener;
 use tracing::info;
@@ -124,10 +123,12 @@ async fn serve_cell(
 fn announce(address: SocketAddr, config: &CellConfig, http: &HttpArgs) -> Result<()> {
     let model = &config.model_name;
     let world = config.placement.world();
-    let reachable = match address.ip().is_unspecified() {
-        true => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
-        false => address,
-    };
+    let mut reachable = address;
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => reachable.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => reachable.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
     let key = http
         .api_key_file
         .as_deref()
@@ -166,7 +167,7 @@ fn bind(http: &HttpArgs) -> Result<std::net::TcpListener> {
 }
 
 fn server_config(http: &HttpArgs) -> Result<ServerConfig> {
-    let api_key = http.api_key_file.as_deref().map(read_api_key).transpose()?;
+    let api_key = http.api_key_file.as_deref().map(read_secret).transpose()?;
     if api_key.is_none() && !is_loopback(http.host) {
         bail!(
             "{} can be reached from other machines; protect it with --api-key-file FILE, or serve on 127.0.0.1",
@@ -181,19 +182,6 @@ fn server_config(http: &HttpArgs) -> Result<ServerConfig> {
             .request_timeout
             .map(|seconds| Duration::from_secs(seconds.into())),
     })
-}
-
-fn read_api_key(path: &Path) -> Result<String> {
-    let key = std::fs::read_to_string(path)
-        .with_context(|| format!("reading the API key from {}", path.display()))?;
-    let key = key.trim().to_owned();
-    if key.is_empty() {
-        bail!(
-            "the API key file {} is empty; make one with: openssl rand -hex 32 > FILE",
-            path.display()
-        );
-    }
-    Ok(key)
 }
 
 fn is_loopback(host: IpAddr) -> bool {
