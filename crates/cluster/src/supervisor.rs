@@ -330,6 +330,7 @@ impl Supervisor {
 
     /// Waits for a loss or the order to stop, keeping the nodes' connections alive meanwhile.
     fn watch(&self, members: &[Member], inbox: &mpsc::Receiver<Event>) -> Event {
+        let mut ended_since = None;
         loop {
             match inbox.recv_timeout(TICK) {
                 // Left over from a formation that failed: this group is well.
@@ -337,8 +338,11 @@ impl Supervisor {
                 Ok(event) => return event,
                 Err(mpsc::RecvTimeoutError::Disconnected) => return Event::Stop,
                 Err(mpsc::RecvTimeoutError::Timeout) => {
-                    // Whoever else is left would have said so by now, if it could.
-                    if let Some(loss) = members.iter().find_map(Member::ended) {
+                    // Rank 0 reports a loss at once, unless it hangs: then the others give it up and end first, and the
+                    // client, which waits a little longer than they do, names it.
+                    if let Some(loss) = members.iter().find_map(Member::ended)
+                        && ended_since.get_or_insert_with(Instant::now).elapsed() > BLAME_WAIT
+                    {
                         return Event::Lost(loss);
                     }
                     ping(members);
@@ -416,5 +420,8 @@ const ATTACH_WAIT: Duration = Duration::from_secs(10);
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(5);
 /// How often the ranks are looked after; well within the silence that a node puts up with.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
+/// How long the client may take to name the rank that was lost, once another has ended: longer than it bears rank 0's
+/// silence beyond what the ranks do.
+const BLAME_WAIT: Duration = Duration::from_secs(4);
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(10);
