@@ -3,7 +3,7 @@ use crate::{Dtype, machine, panels};
 
 /// A weight matrix, `rows × cols`, in a storage format.
 ///
-/// Rows come in as GGUF blocks, row-major. Quantised ones are then kept in panels ([`panels`]), floats as they are.
+/// Rows come in as GGUF blocks, row-major. Quantised ones are then kept in panels of 16 rows, floats as they are.
 #[derive(Debug, Clone)]
 pub struct Matrix {
     dtype: Dtype,
