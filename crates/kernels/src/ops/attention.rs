@@ -167,9 +167,16 @@ impl AttendTile<'_> {
             *limit = self.span.start as usize + i / self.tile.heads.len() + 1;
         }
         let seen = limits.iter().fold(0, |a, &b| a.max(b));
-        for (first, &page) in (0..seen).step_by(page_tokens).zip(self.span.pages) {
+        let pages = self.span.pages;
+        for (i, first) in (0..seen).step_by(page_tokens).enumerate() {
+            let page = pages[i];
             let count = page_tokens.min(seen - first);
             let (keys, values) = cache.head(layer, page, self.tile.kv_head);
+            // Pages are anywhere in memory, which the processor cannot foresee: the next is asked for meanwhile.
+            let next = *pages.get(i + 1).unwrap_or(&page);
+            let (next_keys, next_values) = cache.head(layer, next, self.tile.kv_head);
+            let keys = [keys, next_keys];
+            let values = [values, next_values];
             score_page::<S, Q>(s, queries, keys, token_stride, count, scores);
             let vectors = count.next_multiple_of(ALIGN);
             for q in 0..Q {
@@ -235,15 +242,16 @@ impl Tile {
 fn score_page<S: Simd, const Q: usize>(
     s: S,
     queries: &[f32],
-    keys: &[u16],
+    [keys, next]: [&[u16]; 2],
     stride: usize,
     count: usize,
     scores: &mut [f32],
 ) {
     for p in (0..count).step_by(S::LANES) {
         let mut dots = [s.splat(0.0); Q];
-        let columns = keys.chunks_exact(stride);
-        for (column, queries) in columns.zip(queries.as_chunks::<Q>().0) {
+        let columns = keys.chunks_exact(stride).zip(next.chunks_exact(stride));
+        for ((column, next), queries) in columns.zip(queries.as_chunks::<Q>().0) {
+            s.prefetch(next[p..].as_ptr().cast());
             let key = s.load_f16(&column[p..]);
             for q in 0..Q {
                 dots[q] = s.mul_add(s.splat(queries[q]), key, dots[q]);
@@ -262,24 +270,26 @@ fn add_values<S: Simd, const Q: usize>(
     s: S,
     weights: &[f32],
     weight_stride: usize,
-    values: &[u16],
+    [values, next]: [&[u16]; 2],
     stride: usize,
     count: usize,
     sums: &mut [f32],
 ) {
-    let mut rows = [weights; Q];
+    let mut own = [weights; Q];
     for q in 0..Q {
-        rows[q] = &weights[q * weight_stride..][..count];
+        own[q] = &weights[q * weight_stride..][..count];
     }
     for d in (0..stride).step_by(S::LANES) {
         let mut parts = [s.splat(0.0); Q];
         for q in 0..Q {
             parts[q] = s.load(&sums[q * stride + d..]);
         }
-        for (p, value) in values.chunks_exact(stride).take(count).enumerate() {
+        let rows = values.chunks_exact(stride).zip(next.chunks_exact(stride));
+        for (p, (value, next)) in rows.take(count).enumerate() {
+            s.prefetch(next[d..].as_ptr().cast());
             let value = s.load_f16(&value[d..]);
             for q in 0..Q {
-                parts[q] = s.mul_add(s.splat(rows[q][p]), value, parts[q]);
+                parts[q] = s.mul_add(s.splat(own[q][p]), value, parts[q]);
             }
         }
         for q in 0..Q {
