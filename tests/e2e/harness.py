@@ -58,6 +58,19 @@ def lives(pid):
     return state not in "ZX"
 
 
+def children(pid):
+    """Returns the process ids of the children of process `pid`."""
+
+    def parent(process):
+        try:
+            return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return None
+
+    processes = (process for process in Path("/proc").iterdir() if process.name.isdigit())
+    return [int(process.name) for process in processes if parent(process) == pid]
+
+
 def temporary_folder(case):
     """Returns a new folder that goes away with the test `case`."""
     folder = tempfile.TemporaryDirectory(prefix="shoal-")

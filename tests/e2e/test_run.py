@@ -4,7 +4,7 @@ import os
 import pty
 import subprocess
 
-from harness import HOME, MODEL, READY_S, SHOAL, Case, eventually, shoal
+from harness import HOME, MODEL, READY_S, SHOAL, Case, children, eventually, lives, shoal
 
 CAPITAL = ["--raw", "--temperature", "0", "--max-tokens", "8", "The capital of France is"]
 COLORS = ["--temperature", "0", "--max-tokens", "40", "Name three primary colors."]
@@ -58,11 +58,12 @@ class Refusals(Case):
 
 
 class Terminal(Case):
-    def test_a_chat_with_its_commands(self):
-        controller, terminal = pty.openpty()
-        self.addCleanup(os.close, controller)
+    def setUp(self):
+        super().setUp()
+        self.controller, terminal = pty.openpty()
+        self.addCleanup(os.close, self.controller)
         line = [SHOAL, "run", "--model", MODEL, "--nodes", "1", "--temperature", "0", "--max-tokens", "40"]
-        chat = subprocess.Popen(
+        self.chat = subprocess.Popen(
             line,
             env={**os.environ, "SHOAL_HOME": HOME, "TERM": "xterm"},
             stdin=terminal,
@@ -71,37 +72,53 @@ class Terminal(Case):
             start_new_session=True,
         )
         os.close(terminal)
-        self.addCleanup(chat.wait, 10)
-        self.addCleanup(lambda: chat.poll() is None and chat.kill())
-        os.set_blocking(controller, False)
-        shown = ""
+        self.addCleanup(self.chat.wait, 10)
+        self.addCleanup(lambda: self.chat.poll() is None and self.chat.kill())
+        os.set_blocking(self.controller, False)
+        self.shown = ""
 
-        def shows(text, timeout=READY_S):
-            """Waits for `text` on the terminal, and goes on after it."""
-            nonlocal shown
+    def shows(self, text, timeout=READY_S):
+        """Waits for `text` on the terminal, and goes on after it."""
 
-            def found():
-                nonlocal shown
-                try:
-                    shown += os.read(controller, 65536).decode(errors="replace")
-                except (BlockingIOError, OSError):
-                    pass
-                return text in shown.lower()
+        def found():
+            try:
+                self.shown += os.read(self.controller, 65536).decode(errors="replace")
+            except (BlockingIOError, OSError):
+                pass
+            return text in self.shown.lower()
 
-            eventually(found, f"the terminal shows {text!r}", timeout)
-            shown = shown[shown.lower().index(text) + len(text) :]
+        eventually(found, f"the terminal shows {text!r}", timeout)
+        self.shown = self.shown[self.shown.lower().index(text) + len(text) :]
 
-        def say(line, answer):
-            # What is typed before the prompt is there may be dropped by the terminal.
-            shows("> ")
-            os.write(controller, line.encode() + b"\r")
-            shows(answer)
+    def say(self, line, answer):
+        # What is typed before the prompt is there may be dropped by the terminal.
+        self.shows("> ")
+        os.write(self.controller, line + b"\r")
+        self.shows(answer)
 
-        say("/help", "/quit")
-        say("Name three primary colors.", "yellow")
-        say("/stats", "tokens")
-        say("/clear", "anew")
-        say("/stats", "nothing was said")
-        shows("> ")
-        os.write(controller, b"/quit\r")
-        self.assertEqual(chat.wait(20), 0)
+    def test_a_chat_with_its_commands(self):
+        self.say(b"/help", "/quit")
+        self.say(b"Name three primary colors.", "yellow")
+        self.say(b"/stats", "tokens")
+        self.say(b"/clear", "anew")
+        self.say(b"/stats", "nothing was said")
+        self.shows("> ")
+        os.write(self.controller, b"/quit\r")
+        self.assertEqual(self.chat.wait(20), 0)
+
+    def test_bytes_that_are_no_text_do_not_end_a_chat(self):
+        self.say(b"\xff\xfe", "not utf-8")
+        self.say(b"/help", "/quit")
+
+    def test_a_signal_ends_a_chat_at_its_prompt_and_its_ranks(self):
+        self.shows("> ")
+        ranks = children(self.chat.pid)
+        self.assertEqual(len(ranks), 1)
+        self.chat.terminate()
+        self.assertEqual(self.chat.wait(20), 0)
+        eventually(lambda: not any(map(lives, ranks)), "the rank has ended")
+
+    def test_a_signal_ends_a_chat_within_a_reply(self):
+        self.say(b"Count from one to a hundred.", "one")
+        self.chat.terminate()
+        self.assertEqual(self.chat.wait(20), 0)

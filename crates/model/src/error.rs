@@ -24,9 +24,7 @@ pub enum ModelError {
     #[error("{0} is not supported; use another model")]
     Unsupported(String),
     /// A metadata key is missing or makes no sense. Whoever made the file can fix it.
-    #[error(
-        "metadata {key} is {problem}; download the model again with `shoal pull`, or convert it again"
-    )]
+    #[error("metadata {key} is {problem}; download the model again, or convert it again")]
     Metadata {
         /// The key.
         key: String,
@@ -34,7 +32,7 @@ pub enum ModelError {
         problem: &'static str,
     },
     /// A weight is missing.
-    #[error("tensor {name} is missing; download the model again with `shoal pull`")]
+    #[error("tensor {name} is missing; download the model again")]
     MissingTensor {
         /// The weight.
         name: String,
@@ -52,7 +50,7 @@ pub enum ModelError {
     },
     /// A weight has the wrong shape.
     #[error(
-        "tensor {name} is {found_rows} by {found_cols}, expected {rows} by {cols}; download the model again with `shoal pull`"
+        "tensor {name} is {found_rows} by {found_cols}, expected {rows} by {cols}; download the model again"
     )]
     TensorShape {
         /// The weight.

@@ -133,7 +133,7 @@ fn every_prefix_is_refused() {
     for end in 0..file.len() {
         let message = read(file[..end].to_vec()).expect_err("a part is no model");
         assert!(
-            message.contains("truncated") && message.contains("shoal pull"),
+            message.contains("truncated") && message.contains("download it again"),
             "{end}: {message}"
         );
     }
@@ -188,46 +188,46 @@ fn hostile_counts_set_nothing_aside() {
         8,
         &huge,
         &expect![
-            "the file is truncated or corrupt: the tensor count at byte 16 does not fit into its 5248 bytes; download it again with `shoal pull`"
+            "the file is truncated or corrupt: the tensor count at byte 16 does not fit into its 5248 bytes; download it again"
         ],
     );
     patched(
         16,
         &huge,
         &expect![
-            "the file is truncated or corrupt: the metadata count at byte 24 does not fit into its 5248 bytes; download it again with `shoal pull`"
+            "the file is truncated or corrupt: the metadata count at byte 24 does not fit into its 5248 bytes; download it again"
         ],
     );
     patched(
         24,
         &huge,
         &expect![
-            "the file is truncated or corrupt: a metadata key at byte 32 does not fit into its 5248 bytes; download it again with `shoal pull`"
+            "the file is truncated or corrupt: a metadata key at byte 32 does not fit into its 5248 bytes; download it again"
         ],
     );
     let array = |kind: u32| [&kind.to_le_bytes()[..], &huge].concat();
     spoilt(
         |file| file.value("key", 9, array(0)),
         &expect![
-            "the file is truncated or corrupt: an array at byte 617 does not fit into its 5280 bytes; download it again with `shoal pull`"
+            "the file is truncated or corrupt: an array at byte 617 does not fit into its 5280 bytes; download it again"
         ],
     );
     spoilt(
         |file| file.value("key", 9, array(8)),
         &expect![
-            "the file is truncated or corrupt: an array at byte 617 does not fit into its 5280 bytes; download it again with `shoal pull`"
+            "the file is truncated or corrupt: an array at byte 617 does not fit into its 5280 bytes; download it again"
         ],
     );
     spoilt(
         |file| file.value("key", 9, array(9)),
         &expect![
-            "metadata key is of type 9, which is not supported; download the file again with `shoal pull`, or use a newer release"
+            "metadata key is of type 9, which is not supported; download the file again, or use a newer release"
         ],
     );
     spoilt(
         |file| file.value("key", 13, vec![0; 8]),
         &expect![
-            "metadata key is of type 13, which is not supported; download the file again with `shoal pull`, or use a newer release"
+            "metadata key is of type 13, which is not supported; download the file again, or use a newer release"
         ],
     );
 }
@@ -242,43 +242,43 @@ fn directories_that_contradict_themselves_are_refused() {
     spoilt(
         tensor("output_norm.weight", &[32], f32s(32)),
         &expect![
-            "output_norm.weight stands twice in the file; download it again with `shoal pull`"
+            "output_norm.weight stands twice in the file; download it again"
         ],
     );
     spoilt(
         tensor("x", &[], f32s(1)),
         &expect![
-            "tensor x is malformed: it has no dimensions, or more than four; download the file again with `shoal pull`"
+            "tensor x is malformed: it has no dimensions, or more than four; download the file again"
         ],
     );
     spoilt(
         tensor("x", &[1, 1, 1, 1, 1], f32s(1)),
         &expect![
-            "tensor x is malformed: it has no dimensions, or more than four; download the file again with `shoal pull`"
+            "tensor x is malformed: it has no dimensions, or more than four; download the file again"
         ],
     );
     spoilt(
         tensor("x", &[4, 0], f32s(4)),
         &expect![
-            "tensor x is malformed: a dimension is zero or too large; download the file again with `shoal pull`"
+            "tensor x is malformed: a dimension is zero or too large; download the file again"
         ],
     );
     spoilt(
         tensor("x", &[1 << 40, 1 << 40, 1 << 40], f32s(4)),
         &expect![
-            "tensor x is malformed: it has more elements than can be counted; download the file again with `shoal pull`"
+            "tensor x is malformed: it has more elements than can be counted; download the file again"
         ],
     );
     spoilt(
         tensor("x", &[1 << 62], f32s(4)),
         &expect![
-            "tensor x is malformed: its rows are not whole quantisation blocks, or too long to be counted; download the file again with `shoal pull`"
+            "tensor x is malformed: its rows are not whole quantisation blocks, or too long to be counted; download the file again"
         ],
     );
     spoilt(
         tensor("x", &[64], f32s(4)),
         &expect![
-            "the file is truncated: tensor x needs bytes 5280..5536, but the file has 5296; download it again with `shoal pull`"
+            "the file is truncated: tensor x needs bytes 5280..5536, but the file has 5296; download it again"
         ],
     );
     spoilt(
@@ -290,13 +290,13 @@ fn directories_that_contradict_themselves_are_refused() {
     spoilt(
         |file| file.tensor("x", &[33], Dtype::Q4_0, vec![0; 36]),
         &expect![
-            "tensor x is malformed: its rows are not whole quantisation blocks, or too long to be counted; download the file again with `shoal pull`"
+            "tensor x is malformed: its rows are not whole quantisation blocks, or too long to be counted; download the file again"
         ],
     );
     spoilt(
         |file| file.number("general.alignment", 3),
         &expect![
-            "the file's alignment is not a power of two up to 1 MiB; download it again with `shoal pull`"
+            "the file's alignment is not a power of two up to 1 MiB; download it again"
         ],
     );
 
@@ -306,21 +306,21 @@ fn directories_that_contradict_themselves_are_refused() {
         offset,
         &1_u64.to_le_bytes(),
         &expect![
-            "tensor output_norm.weight is malformed: its data is not aligned; download the file again with `shoal pull`"
+            "tensor output_norm.weight is malformed: its data is not aligned; download the file again"
         ],
     );
     patched(
         offset,
         &0_u64.to_le_bytes(),
         &expect![
-            "tensor token_embd.weight is malformed: its data overlaps another tensor's; download the file again with `shoal pull`"
+            "tensor token_embd.weight is malformed: its data overlaps another tensor's; download the file again"
         ],
     );
     patched(
         offset,
         &(u64::MAX - 31).to_le_bytes(),
         &expect![
-            "the file is truncated: tensor output_norm.weight needs bytes 18446744073709551615..18446744073709551615, but the file has 5248; download it again with `shoal pull`"
+            "the file is truncated: tensor output_norm.weight needs bytes 18446744073709551615..18446744073709551615, but the file has 5248; download it again"
         ],
     );
 }
@@ -335,7 +335,7 @@ fn names_are_bounded_and_shown_on_one_line() {
     spoilt(
         unknown(&long),
         &expect![
-            "the file is corrupt: a tensor's name has 65 bytes, 64 at most are allowed; download it again with `shoal pull`"
+            "the file is corrupt: a tensor's name has 65 bytes, 64 at most are allowed; download it again"
         ],
     );
     spoilt(
@@ -353,13 +353,13 @@ fn names_are_bounded_and_shown_on_one_line() {
     spoilt(
         |file| file.number(&"k".repeat(65536), 1),
         &expect![
-            "the file is corrupt: a metadata key has 65536 bytes, 65535 at most are allowed; download it again with `shoal pull`"
+            "the file is corrupt: a metadata key has 65536 bytes, 65535 at most are allowed; download it again"
         ],
     );
     spoilt(
         |file| file.value(&"k".repeat(65535), 13, vec![0; 8]),
         &expect![
-            "metadata kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk… is of type 13, which is not supported; download the file again with `shoal pull`, or use a newer release"
+            "metadata kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk… is of type 13, which is not supported; download the file again, or use a newer release"
         ],
     );
     spoilt(
@@ -385,49 +385,49 @@ fn models_that_cannot_be_computed_are_refused() {
     spoilt(
         |file| file.number("general.architecture", 1),
         &expect![
-            "metadata general.architecture is not a text; download the model again with `shoal pull`, or convert it again"
+            "metadata general.architecture is not a text; download the model again, or convert it again"
         ],
     );
     spoilt(
         |file| file.remove_tensor("blk.0.ffn_up.weight"),
         &expect![
-            "tensor blk.0.ffn_up.weight is missing; download the model again with `shoal pull`"
+            "tensor blk.0.ffn_up.weight is missing; download the model again"
         ],
     );
     spoilt(
         |file| file.number("llama.block_count", 2),
         &expect![
-            "tensor blk.1.attn_norm.weight is missing; download the model again with `shoal pull`"
+            "tensor blk.1.attn_norm.weight is missing; download the model again"
         ],
     );
     spoilt(
         |file| file.number("llama.block_count", u32::MAX),
         &expect![
-            "metadata llama.block_count is not a count within reason; download the model again with `shoal pull`, or convert it again"
+            "metadata llama.block_count is not a count within reason; download the model again, or convert it again"
         ],
     );
     spoilt(
         |file| file.number("llama.embedding_length", 64),
         &expect![
-            "tensor token_embd.weight is 8 by 32, expected 8 by 64; download the model again with `shoal pull`"
+            "tensor token_embd.weight is 8 by 32, expected 8 by 64; download the model again"
         ],
     );
     spoilt(
         |file| file.number("llama.attention.head_count", 0),
         &expect![
-            "metadata llama.attention.head_count is zero; download the model again with `shoal pull`, or convert it again"
+            "metadata llama.attention.head_count is zero; download the model again, or convert it again"
         ],
     );
     spoilt(
         |file| file.number("llama.attention.head_count", 3),
         &expect![
-            "tensor blk.0.attn_q.weight is 32 by 32, expected 48 by 32; download the model again with `shoal pull`"
+            "tensor blk.0.attn_q.weight is 32 by 32, expected 48 by 32; download the model again"
         ],
     );
     spoilt(
         |file| file.number("llama.attention.head_count_kv", 3),
         &expect![
-            "metadata llama.attention.head_count_kv is not a divisor of the head count; download the model again with `shoal pull`, or convert it again"
+            "metadata llama.attention.head_count_kv is not a divisor of the head count; download the model again, or convert it again"
         ],
     );
     spoilt(
@@ -437,13 +437,13 @@ fn models_that_cannot_be_computed_are_refused() {
     spoilt(
         |file| file.number("llama.rope.dimension_count", 17),
         &expect![
-            "metadata llama.rope.dimension_count is not an even number up to the width of a head; download the model again with `shoal pull`, or convert it again"
+            "metadata llama.rope.dimension_count is not an even number up to the width of a head; download the model again, or convert it again"
         ],
     );
     spoilt(
         |file| file.float("llama.rope.freq_base", f32::NAN),
         &expect![
-            "metadata llama.rope.freq_base is not a finite number; download the model again with `shoal pull`, or convert it again"
+            "metadata llama.rope.freq_base is not a finite number; download the model again, or convert it again"
         ],
     );
     spoilt(
@@ -459,7 +459,7 @@ fn models_that_cannot_be_computed_are_refused() {
     spoilt(
         |file| file.tensor("rope_freqs.weight", &[8], Dtype::F32, vec![0; 32]),
         &expect![
-            "metadata rope_freqs.weight is not one positive F32 factor for each rotated pair; download the model again with `shoal pull`, or convert it again"
+            "metadata rope_freqs.weight is not one positive F32 factor for each rotated pair; download the model again, or convert it again"
         ],
     );
 }

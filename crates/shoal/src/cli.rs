@@ -4,7 +4,7 @@
     reason = "doc comments here are help texts"
 )]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -60,16 +60,34 @@ pub(crate) enum Command {
 
 /// Takes an origin as browsers send it (RFC 6454, section 6.1), or `*`.
 fn origin(text: &str) -> Result<String, String> {
-    let whole = |(scheme, host): (&str, &str)| {
-        let scheme_fits = scheme.bytes().all(|b| b.is_ascii_lowercase());
-        let host_fits =
-            |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.:[]".contains(&b);
-        !scheme.is_empty() && scheme_fits && !host.is_empty() && host.bytes().all(host_fits)
-    };
-    if text == "*" || text.split_once("://").is_some_and(whole) {
+    const HELP: &str = "an origin is SCHEME://HOST or SCHEME://HOST:PORT in lower case, without the scheme's own port, \
+                        such as https://chat.example.org, or * for any";
+    if text == "*" {
         return Ok(text.to_owned());
     }
-    Err("an origin is SCHEME://HOST or SCHEME://HOST:PORT in lower case, such as https://chat.example.org, or * for any".into())
+    let (scheme, authority) = text.split_once("://").ok_or(HELP)?;
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (authority, None),
+    };
+    let scheme_fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.".contains(&b);
+    let host_fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b);
+    let host_fits = match host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+    {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(host_fits),
+    };
+    let own_port = matches!(
+        (scheme, port),
+        ("http", Some("80")) | ("https", Some("443"))
+    );
+    let port_fits = port.is_none_or(|port| port.parse::<u16>().is_ok()) && !own_port;
+    if scheme.is_empty() || !scheme.bytes().all(scheme_fits) || !host_fits || !port_fits {
+        return Err(HELP.to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 impl Command {
@@ -283,4 +301,36 @@ fn temperature(text: &str) -> Result<f32, String> {
         .ok()
         .filter(|value| (0.0..=2.0).contains(value))
         .ok_or_else(|| "a number from 0 to 2".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins_are_what_browsers_send() {
+        for good in [
+            "*",
+            "http://localhost:3000",
+            "https://chat.example.org",
+            "http://[::1]:8080",
+            "http://[::1]",
+            "chrome-extension://abcdef",
+        ] {
+            assert_eq!(origin(good).as_deref(), Ok(good));
+        }
+        for bad in [
+            "",
+            "example.org",
+            "https://",
+            "https://Example.org",
+            "https://example.org/",
+            "https://x:99999",
+            "http://a:b:c",
+            "http://x:80",
+            "http://[1",
+        ] {
+            assert!(origin(bad).is_err(), "{bad}");
+        }
+    }
 }

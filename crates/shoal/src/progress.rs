@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, Write};
 
+use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// A bar in bytes with rate and time left. On a pipe it draws nothing.
@@ -17,11 +18,13 @@ pub(crate) fn bytes_bar(label: &str) -> ProgressBar {
 
 /// Writes to standard output at once. Says whether anybody still reads it: a reader that has had enough (`| head`) is no
 /// error.
-pub(crate) fn say(text: &str) -> io::Result<bool> {
+pub(crate) fn say(text: &str) -> Result<bool> {
     let mut out = io::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-        outcome => outcome.map(|()| true),
+        outcome => outcome
+            .map(|()| true)
+            .context("cannot write to standard output"),
     }
 }
 

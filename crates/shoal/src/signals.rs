@@ -8,8 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// Made before the first rank is started: from then on a signal is never missed, and never ends the process before its
 /// ranks.
 pub(crate) struct Signals {
-    /// Ctrl-C; a chat takes it for itself.
-    pub(crate) interrupt: Signal,
+    interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
 }
@@ -24,12 +23,12 @@ impl Signals {
         })
     }
 
-    /// Completes at any of them.
-    pub(crate) async fn any(&mut self) {
+    /// Completes at any of them, and says whether it was Ctrl-C, by which a chat means less than its end.
+    pub(crate) async fn any(&mut self) -> bool {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
+            _ = self.interrupt.recv() => true,
+            _ = self.terminate.recv() => false,
+            _ = self.hangup.recv() => false,
         }
     }
 

@@ -168,6 +168,7 @@ fn what_cannot_work_is_refused_in_one_line_that_says_what_to_do() {
         (&["run", "--model", &truncated, "abc"], "truncated"),
         (&["run", "--model", &not_a_model, "abc"], "not a GGUF file"),
         (&["run", "--model", &empty, "abc"], &empty),
+        (&["pull", &empty], &empty),
         (
             &[&serve[..], &["--api-key-file", &long]].concat(),
             "no secret file",

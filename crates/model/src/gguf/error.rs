@@ -39,7 +39,7 @@ pub enum GgufError {
     },
     /// It ends too early, or a count in it promises more than it holds.
     #[error(
-        "the file is truncated or corrupt: {what} at byte {at} does not fit into its {len} bytes; download it again with `shoal pull`"
+        "the file is truncated or corrupt: {what} at byte {at} does not fit into its {len} bytes; download it again"
     )]
     Truncated {
         /// What was being read.
@@ -51,7 +51,7 @@ pub enum GgufError {
     },
     /// A name is longer than the format allows.
     #[error(
-        "the file is corrupt: {what} has {len} bytes, {max} at most are allowed; download it again with `shoal pull`"
+        "the file is corrupt: {what} has {len} bytes, {max} at most are allowed; download it again"
     )]
     NameTooLong {
         /// What was being read.
@@ -63,7 +63,7 @@ pub enum GgufError {
     },
     /// A tensor's data is not all there.
     #[error(
-        "the file is truncated: tensor {} needs bytes {start}..{end}, but the file has {len}; download it again with `shoal pull`",
+        "the file is truncated: tensor {} needs bytes {start}..{end}, but the file has {len}; download it again",
         Shown(name)
     )]
     TensorOutside {
@@ -78,7 +78,7 @@ pub enum GgufError {
     },
     /// A metadata value is of no known type.
     #[error(
-        "metadata {} is of type {kind}, which is not supported; download the file again with `shoal pull`, or use a newer release",
+        "metadata {} is of type {kind}, which is not supported; download the file again, or use a newer release",
         Shown(key)
     )]
     ValueType {
@@ -100,7 +100,7 @@ pub enum GgufError {
     },
     /// A tensor's entry contradicts itself or another.
     #[error(
-        "tensor {} is malformed: {reason}; download the file again with `shoal pull`",
+        "tensor {} is malformed: {reason}; download the file again",
         Shown(name)
     )]
     Shape {
@@ -110,17 +110,12 @@ pub enum GgufError {
         reason: &'static str,
     },
     /// A name stands twice.
-    #[error(
-        "{} stands twice in the file; download it again with `shoal pull`",
-        Shown(name)
-    )]
+    #[error("{} stands twice in the file; download it again", Shown(name))]
     Duplicate {
         /// The key or tensor.
         name: String,
     },
     /// `general.alignment` is no power of two.
-    #[error(
-        "the file's alignment is not a power of two up to 1 MiB; download it again with `shoal pull`"
-    )]
+    #[error("the file's alignment is not a power of two up to 1 MiB; download it again")]
     Alignment,
 }

@@ -100,7 +100,7 @@ pub(crate) async fn with_cell<T>(
 ) -> Result<T> {
     let outcome = tokio::select! {
         outcome = async { work(ready(&cell).await?).await } => outcome,
-        () = signals.any() => Err(anyhow!("interrupted")),
+        _ = signals.any() => Err(anyhow!("interrupted")),
     };
     stop(cell).await?;
     outcome

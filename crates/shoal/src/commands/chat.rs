@@ -3,7 +3,6 @@
 use std::io::ErrorKind;
 
 use anyhow::{Result, bail};
-use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use shoal_api::Options;
 use shoal_api::chat::{Message, Role};
@@ -11,6 +10,7 @@ use shoal_cluster::Cell;
 use shoal_server::{Finished, GenerateError, Generator, TextEvent};
 
 use super::cell;
+use super::terminal::Terminal;
 use crate::progress::{note, say};
 use crate::signals::Signals;
 
@@ -23,26 +23,20 @@ pub(crate) async fn chat(
 ) -> Result<()> {
     tokio::select! {
         ready = cell::ready(cell) => ready?,
-        () = signals.any() => bail!("interrupted"),
+        _ = signals.any() => bail!("interrupted"),
     };
     note(&format!(
         "{} is listening; /help lists the commands",
         generator.model_name()
     ));
-    let mut editor = DefaultEditor::new()?;
+    let terminal = Terminal::open()?;
     let mut history: Vec<Message> = Vec::new();
     let mut last: Option<Finished> = None;
     loop {
-        // The editor owns the terminal while it waits, off the async threads; it comes back with the line.
-        let reading = tokio::task::spawn_blocking(move || {
-            let line = editor.readline("> ");
-            (editor, line)
-        });
-        let (returned, line) = tokio::select! {
-            outcome = reading => outcome?,
+        let line = tokio::select! {
+            line = terminal.line() => line,
             () = signals.end() => return Ok(()),
         };
-        editor = returned;
         let line = match line {
             Ok(line) => line,
             Err(ReadlineError::Interrupted) => {
@@ -70,13 +64,18 @@ pub(crate) async fn chat(
                 note(&format!("{unknown} is not a command; /help lists them"));
             }
             said => {
-                let _ = editor.add_history_entry(said);
                 history.push(Message::new(Role::User, said));
                 match answer(generator, &history, options, signals).await {
-                    Ok((text, finished)) => {
+                    Ok(Reply::Said(text, finished)) => {
                         history.push(Message::new(Role::Assistant, text));
-                        last = finished.or(last);
+                        if let Some(finished) = finished {
+                            if finished.usage.total_tokens >= u64::from(generator.context()) {
+                                note("the context is full; /clear forgets the conversation");
+                            }
+                            last = Some(finished);
+                        }
                     }
+                    Ok(Reply::Leave) => return Ok(()),
                     Err(error) => {
                         // The question is taken back, so that it can be asked again.
                         history.pop();
@@ -93,34 +92,45 @@ pub(crate) async fn chat(
     }
 }
 
-/// Streams one reply to standard output. Ctrl-C ends the reply, not the chat.
+/// How a reply ended.
+enum Reply {
+    /// It was said, as far as it goes; the figures are there if it is whole.
+    Said(String, Option<Finished>),
+    /// The chat is to end.
+    Leave,
+}
+
+/// Streams one reply to standard output. Ctrl-C ends the reply, not the chat; another signal, or a reader that has left,
+/// ends both.
 async fn answer(
     generator: &Generator,
     history: &[Message],
     options: &Options,
     signals: &mut Signals,
-) -> Result<(String, Option<Finished>)> {
+) -> Result<Reply> {
     let mut stream = generator.chat(history.to_vec(), options.clone()).await?;
     let mut reply = String::new();
     loop {
         let event = tokio::select! {
             event = stream.next() => event,
-            () = signals.any() => {
+            interrupt = signals.any() => {
                 say("\n")?;
-                return Ok((reply, None));
+                return Ok(if interrupt { Reply::Said(reply, None) } else { Reply::Leave });
             }
         };
         match event {
             Some(TextEvent::Piece { text, .. }) => {
-                say(&text)?;
+                if !say(&text)? {
+                    return Ok(Reply::Leave);
+                }
                 reply.push_str(&text);
             }
             Some(TextEvent::Done(finished)) => {
                 say("\n")?;
-                return Ok((reply, Some(finished)));
+                return Ok(Reply::Said(reply, Some(finished)));
             }
             Some(TextEvent::Failed(error)) => return Err(error.into()),
-            None => return Ok((reply, None)),
+            None => return Ok(Reply::Said(reply, None)),
         }
     }
 }

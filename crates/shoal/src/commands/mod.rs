@@ -10,6 +10,7 @@ mod pull;
 mod rank;
 mod run;
 mod serve;
+mod terminal;
 
 use anyhow::{Context, Result};
 

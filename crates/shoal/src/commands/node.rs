@@ -34,7 +34,13 @@ pub(crate) fn node(args: &NodeArgs, logs: &LogArgs) -> Result<()> {
         info!(%address, "waiting for a front");
         // The line that scripts wait for.
         say(&format!("waiting {address}\n"))?;
-        note(&format!("next, on the machine with the model: shoal serve --model MODEL --peer {address} --token-file FILE"));
+        let peer = match address.ip().is_unspecified() {
+            true => format!("THIS-MACHINE:{}", address.port()),
+            false => address.to_string(),
+        };
+        note(&format!(
+            "next, on the machine with the model: shoal serve --model MODEL --peer {peer} --token-file FILE"
+        ));
         signals.any().await;
         stopper.stop();
         Ok(())

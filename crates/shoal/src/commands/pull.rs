@@ -5,6 +5,7 @@ use shoal_cluster::store::ModelRef;
 
 use super::model;
 use crate::cli::PullArgs;
+use crate::model_file::ModelFile;
 use crate::progress::note;
 use crate::settings::Home;
 
@@ -12,6 +13,7 @@ pub(crate) fn pull(args: &PullArgs) -> Result<()> {
     let home = Home::locate()?;
     let reference: ModelRef = args.model.parse()?;
     if let Some(stored) = home.store()?.resolve(&reference)? {
+        ModelFile::open(&stored.path)?;
         note(&format!(
             "{} is already here: {}",
             stored.name,

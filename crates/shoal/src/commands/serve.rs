@@ -50,7 +50,7 @@ fn start(
     logs: &LogArgs,
 ) -> Result<()> {
     let home = Home::locate()?;
-    server_config(http)?;
+    let server = server_config(http)?;
     // Before the model is fetched and loaded: a taken port should not cost minutes.
     let listener = bind(http)?;
     let model = model::resolve(&home, model)?;
@@ -61,19 +61,20 @@ fn start(
     runtime()?.block_on(async {
         let signals = Signals::catch()?;
         let cell = Cell::start(config.clone(), program, &home.run_root())?;
-        serve_cell(cell, &config, text, listener, http, signals).await
+        serve_cell(cell, &config, text, (listener, server), http, signals).await
     })
 }
 
 fn attach(model: Option<&str>, http: &HttpArgs, logs: &LogArgs) -> Result<()> {
     let home = Home::locate()?;
+    let server = server_config(http)?;
     let listener = bind(http)?;
     let program = cell::program(logs, "info")?;
     runtime()?.block_on(async {
         let signals = Signals::catch()?;
         let text_of = |config: &CellConfig| ModelFile::open(&config.model)?.text();
         let (cell, config, text) = Cell::attach(model, &program, &home.run_root(), text_of)?;
-        serve_cell(cell, &config, text, listener, http, signals).await
+        serve_cell(cell, &config, text, (listener, server), http, signals).await
     })
 }
 
@@ -82,13 +83,13 @@ async fn serve_cell(
     cell: Cell,
     config: &CellConfig,
     text: Arc<ModelText>,
-    listener: std::net::TcpListener,
+    (listener, server): (std::net::TcpListener, ServerConfig),
     http: &HttpArgs,
     mut signals: Signals,
 ) -> Result<()> {
     let address = listener.local_addr()?;
     let generator = Generator::new(cell.client().clone(), text, cell::generator_config(config));
-    let router = shoal_server::router(generator, server_config(http)?);
+    let router = shoal_server::router(generator, server);
     info!(
         body_limit_bytes = http.body_limit,
         request_timeout_s = http.request_timeout,
@@ -111,7 +112,7 @@ async fn serve_cell(
             }
             Err(error) => Err(error),
         },
-        () = signals.any() => Err(anyhow!("interrupted before the cell was ready")),
+        _ = signals.any() => Err(anyhow!("interrupted before the cell was ready")),
     };
     cell::stop(cell).await?;
     let _ = stop_http.send(());
