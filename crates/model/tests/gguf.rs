@@ -241,9 +241,7 @@ fn directories_that_contradict_themselves_are_refused() {
     };
     spoilt(
         tensor("output_norm.weight", &[32], f32s(32)),
-        &expect![
-            "output_norm.weight stands twice in the file; download it again"
-        ],
+        &expect!["output_norm.weight stands twice in the file; download it again"],
     );
     spoilt(
         tensor("x", &[], f32s(1)),
@@ -295,9 +293,7 @@ fn directories_that_contradict_themselves_are_refused() {
     );
     spoilt(
         |file| file.number("general.alignment", 3),
-        &expect![
-            "the file's alignment is not a power of two up to 1 MiB; download it again"
-        ],
+        &expect!["the file's alignment is not a power of two up to 1 MiB; download it again"],
     );
 
     let file = tiny_llama(&tiny());
@@ -390,15 +386,11 @@ fn models_that_cannot_be_computed_are_refused() {
     );
     spoilt(
         |file| file.remove_tensor("blk.0.ffn_up.weight"),
-        &expect![
-            "tensor blk.0.ffn_up.weight is missing; download the model again"
-        ],
+        &expect!["tensor blk.0.ffn_up.weight is missing; download the model again"],
     );
     spoilt(
         |file| file.number("llama.block_count", 2),
-        &expect![
-            "tensor blk.1.attn_norm.weight is missing; download the model again"
-        ],
+        &expect!["tensor blk.1.attn_norm.weight is missing; download the model again"],
     );
     spoilt(
         |file| file.number("llama.block_count", u32::MAX),
@@ -408,9 +400,7 @@ fn models_that_cannot_be_computed_are_refused() {
     );
     spoilt(
         |file| file.number("llama.embedding_length", 64),
-        &expect![
-            "tensor token_embd.weight is 8 by 32, expected 8 by 64; download the model again"
-        ],
+        &expect!["tensor token_embd.weight is 8 by 32, expected 8 by 64; download the model again"],
     );
     spoilt(
         |file| file.number("llama.attention.head_count", 0),
