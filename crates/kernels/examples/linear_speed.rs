@@ -11,7 +11,7 @@ use shoal_kernels::{Cpu, CpuConfig, Dtype, Isa, Matrix};
 
 fn main() {
     let only = std::env::args().nth(1);
-    println!("isa     format  rows × cols    tokens    GB/s    GOP/s");
+    println!("isa       format  rows × cols    tokens    GB/s    GOP/s");
     for isa in Isa::ALL
         .into_iter()
         .skip(1)
@@ -74,7 +74,7 @@ fn measure(cpu: &Cpu, dtype: Dtype, rows: usize, cols: usize, tokens: usize) {
     }
     let seconds = fastest.as_secs_f64() / round as f64;
     println!(
-        "{:<7} {:<6} {rows:>6} × {cols:<6} {tokens:>6} {:>9.2} {:>8.1}",
+        "{:<9} {:<6} {rows:>6} × {cols:<6} {tokens:>6} {:>9.2} {:>8.1}",
         cpu.isa().to_string(),
         dtype.to_string(),
         (rows * row_bytes) as f64 / seconds / 1e9,

@@ -1,3 +1,5 @@
+#[cfg(target_arch = "aarch64")]
+use std::arch::is_aarch64_feature_detected;
 use std::fmt;
 
 /// Instruction set that the kernels use.
@@ -9,11 +11,24 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, VL and VNNI; 8-bit activations against quantised weights.
     Avx512,
+    /// NEON, which every 64-bit Arm processor has; 8-bit activations against quantised weights.
+    Neon,
+    /// The same with the product sums of `dotprod`.
+    NeonDot,
+    /// The same with the product sums of unsigned and signed bytes of `i8mm`.
+    NeonI8mm,
 }
 
 impl Isa {
-    /// Every instruction set, slowest first.
-    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+    /// Every instruction set; those of one processor are slowest first.
+    pub const ALL: [Self; 6] = [
+        Self::Scalar,
+        Self::Avx2,
+        Self::Avx512,
+        Self::Neon,
+        Self::NeonDot,
+        Self::NeonI8mm,
+    ];
 
     /// Returns the fastest instruction set of this processor.
     pub fn detect() -> Self {
@@ -43,6 +58,14 @@ impl Isa {
             }
             #[cfg(not(target_arch = "x86_64"))]
             Self::Avx2 | Self::Avx512 => false,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => is_aarch64_feature_detected!("neon"),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDot => Self::Neon.is_available() && is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm => Self::NeonDot.is_available() && is_aarch64_feature_detected!("i8mm"),
+            #[cfg(not(target_arch = "aarch64"))]
+            Self::Neon | Self::NeonDot | Self::NeonI8mm => false,
         }
     }
 
@@ -67,6 +90,9 @@ impl Isa {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Neon => "neon",
+            Self::NeonDot => "neon-dot",
+            Self::NeonI8mm => "neon-i8mm",
         }
     }
 }

@@ -285,9 +285,9 @@ fn integer_products_do_not_depend_on_the_batch() {
         let bytes = (0..dtype.row_bytes(cols).unwrap() * 37).map(|i| (i * 7 % 61) as u8);
         let matrix = Matrix::new(*dtype, 37, cols, bytes.collect()).unwrap();
         let x: Vec<f32> = (0..19 * cols).map(|i| (i as f32).sin()).collect();
-        let fast = [Isa::Avx2, Isa::Avx512].into_iter();
-        let cpus: Vec<_> = fast
-            .filter(|isa| isa.is_available())
+        let cpus: Vec<_> = Isa::ALL
+            .into_iter()
+            .filter(|&isa| isa != Isa::Scalar && isa.is_available())
             .map(|isa| cpu(isa, 1))
             .collect();
         let product = |cpu: &Cpu, x: &[f32]| {

@@ -46,18 +46,6 @@ impl Avx2 {
     }
 }
 
-/// Declares a method of intrinsics that the token proves to be available.
-macro_rules! intrinsics {
-    ($(fn $name:ident($self:ident $(, $arg:ident: $type:ty)*) $(-> $out:ty)? $body:block)*) => {$(
-        #[inline(always)]
-        fn $name($self $(, $arg: $type)*) $(-> $out)? {
-            // SAFETY: `self` proves the instruction set, and these take no addresses.
-            unsafe { $body }
-        }
-    )*};
-}
-pub(super) use intrinsics;
-
 impl Simd for Avx2 {
     const LANES: usize = 8;
     type F32 = __m256;
@@ -120,7 +108,7 @@ impl Simd for Avx2 {
         self.dot(sum, weights, activations, wide)
     }
 
-    intrinsics! {
+    super::intrinsics! {
         fn splat(self, x: f32) -> __m256 { _mm256_set1_ps(x) }
         fn add(self, a: __m256, b: __m256) -> __m256 { _mm256_add_ps(a, b) }
         fn sub(self, a: __m256, b: __m256) -> __m256 { _mm256_sub_ps(a, b) }

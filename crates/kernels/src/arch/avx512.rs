@@ -1,6 +1,5 @@
 use std::arch::x86_64::*;
 
-use super::avx2::intrinsics;
 use super::{Operation, Simd};
 use crate::Isa;
 
@@ -81,7 +80,7 @@ impl Simd for Avx512 {
         unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
     }
 
-    intrinsics! {
+    super::intrinsics! {
         fn splat(self, x: f32) -> __m512 { _mm512_set1_ps(x) }
         fn add(self, a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
         fn sub(self, a: __m512, b: __m512) -> __m512 { _mm512_sub_ps(a, b) }

@@ -1,6 +1,6 @@
 //! The vector traits that every kernel is written over, and one thin shell for each instruction set.
 //!
-//! A shell's value (`Avx2`, `Avx512`) can only be had on a processor that has the instructions, so
+//! A shell's value (`Avx2`, `Avx512`, `Neon`) can only be had on a processor that has the instructions, so
 //! its methods are safe to call. All of them are `#[inline(always)]`: they only become single
 //! instructions inside a function compiled for that instruction set, which is what
 //! [`Token::run`] enters.
@@ -11,6 +11,8 @@ use crate::Isa;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 
 pub(crate) use scalar::Scalar;
@@ -121,6 +123,20 @@ pub(crate) trait Simd: Copy {
     }
 }
 
+/// Declares a method of intrinsics that the token proves to be available.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! intrinsics {
+    ($(fn $name:ident($self:ident $(, $arg:ident: $type:ty)*) $(-> $out:ty)? $body:block)*) => {$(
+        #[inline(always)]
+        fn $name($self $(, $arg: $type)*) $(-> $out)? {
+            // SAFETY: `self` proves the instruction set, and these take no addresses.
+            unsafe { $body }
+        }
+    )*};
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use intrinsics;
+
 /// An instruction set this processor was seen to have.
 #[derive(Clone, Copy)]
 pub(crate) enum Token {
@@ -129,6 +145,12 @@ pub(crate) enum Token {
     Avx2(avx2::Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Neon<neon::Pairs>),
+    #[cfg(target_arch = "aarch64")]
+    NeonDot(neon::Neon<neon::Dotprod>),
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm(neon::Neon<neon::I8mm>),
 }
 
 impl Token {
@@ -141,6 +163,14 @@ impl Token {
             Isa::Avx512 => avx512::Avx512::new().map(Self::Avx512),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 | Isa::Avx512 => None,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::Neon::new().map(Self::Neon),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => neon::Neon::new().map(Self::NeonDot),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => neon::Neon::new().map(Self::NeonI8mm),
+            #[cfg(not(target_arch = "aarch64"))]
+            Isa::Neon | Isa::NeonDot | Isa::NeonI8mm => None,
         }
     }
 
@@ -151,6 +181,12 @@ impl Token {
             Self::Avx2(token) => token.run(operation),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(token) => token.run(operation),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(token) => token.run(operation),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDot(token) => token.run(operation),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm(token) => token.run(operation),
         }
     }
 }

@@ -40,15 +40,28 @@ pub(crate) fn multiply<S: Simd, F: Format>(
                 sides,
                 first: i * TILE,
             };
-            // A vector of AVX2 holds half a panel: where registers allow, both halves go together.
-            match (activations.width(i), S::LANES) {
-                (1, PANEL_ROWS) => panel.multiply::<S, F, 1, 1, 1>(s, tile, out),
-                (1, _) => panel.multiply::<S, F, 2, 1, 1>(s, tile, out),
-                (2, PANEL_ROWS) => panel.multiply::<S, F, 1, 2, 2>(s, tile, out),
-                (2, _) => panel.multiply::<S, F, 2, 2, 2>(s, tile, out),
-                (4, _) => panel.multiply::<S, F, 1, 4, 4>(s, tile, out),
-                (_, PANEL_ROWS) => panel.multiply::<S, F, 1, 8, TILE>(s, tile, out),
-                (_, _) => panel.multiply::<S, F, 1, 4, TILE>(s, tile, out),
+            // As many vectors of rows go with as many tokens as the registers hold sums of: 32 of AVX-512, of which one
+            // holds a panel; 16 of AVX2, two a panel; 32 of NEON, four a panel.
+            let width = activations.width(i);
+            match S::LANES {
+                PANEL_ROWS => match width {
+                    1 => panel.multiply::<S, F, 1, 1, 1>(s, tile, out),
+                    2 => panel.multiply::<S, F, 1, 2, 2>(s, tile, out),
+                    4 => panel.multiply::<S, F, 1, 4, 4>(s, tile, out),
+                    _ => panel.multiply::<S, F, 1, 8, TILE>(s, tile, out),
+                },
+                8 => match width {
+                    1 => panel.multiply::<S, F, 2, 1, 1>(s, tile, out),
+                    2 => panel.multiply::<S, F, 2, 2, 2>(s, tile, out),
+                    4 => panel.multiply::<S, F, 1, 4, 4>(s, tile, out),
+                    _ => panel.multiply::<S, F, 1, 4, TILE>(s, tile, out),
+                },
+                _ => match width {
+                    1 => panel.multiply::<S, F, 4, 1, 1>(s, tile, out),
+                    2 => panel.multiply::<S, F, 4, 2, 2>(s, tile, out),
+                    4 => panel.multiply::<S, F, 4, 4, 4>(s, tile, out),
+                    _ => panel.multiply::<S, F, 4, 4, TILE>(s, tile, out),
+                },
             }
         }
         first += PANEL_ROWS;
