@@ -46,7 +46,7 @@ impl Case {
         // A score and a weighted value: a multiplication and an addition each.
         let operations = 4 * HEADS.heads * HEAD_DIM * pairs;
         group.throughput(work(operations, layer_bytes));
-        let id = BenchmarkId::new(name, format!("{context} positions"));
+        let id = BenchmarkId::new(name, format!("at {context}"));
         group.bench_function(id, |bencher| {
             // Every call reads another layer, so that none finds its keys in a cache.
             let layers = machine.large_bytes.div_ceil(layer_bytes);

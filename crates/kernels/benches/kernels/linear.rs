@@ -17,7 +17,7 @@ pub(crate) fn bench(criterion: &mut Criterion, machine: &Machine) {
             let row_bytes = dtype.row_bytes(COLS).expect("whole blocks");
             let rows = (machine.large_bytes / row_bytes).next_multiple_of(16);
             group.throughput(work(2 * rows * COLS * tokens, rows * row_bytes));
-            let id = BenchmarkId::new(dtype.name(), format!("{tokens} tokens"));
+            let id = BenchmarkId::new(dtype.name(), format!("batch {tokens}"));
             group.bench_function(id, |bencher| {
                 let matrix = made.get_or_insert_with(|| matrix(dtype, rows));
                 let x: Vec<f32> = (0..tokens * COLS).map(|i| (i % 17) as f32 - 8.0).collect();
