@@ -3,12 +3,12 @@
 //! What they need is fetched once and kept under the target folder: a Python environment with the `openai` package,
 //! and a store with the default model, pulled by the very binary under test.
 
-use crate::shell::{check, command, root, target};
-use anyhow::{Context, Result, bail};
-use std::{
-    fs,
-    path::{Path, PathBuf},
+use crate::{
+    python,
+    shell::{check, command, root, target},
 };
+use anyhow::{Context, Result, bail};
+use std::fs;
 
 /// Runs all end-to-end tests, or the named modules (`test_chat`) and cases (`test_chat.Streaming.test_usage_chunk`).
 ///
@@ -26,7 +26,8 @@ pub(crate) fn run(tests: &[&str]) -> Result<()> {
     let work = target.join("e2e");
     let home = work.join("home");
     fs::create_dir_all(&home).with_context(|| format!("creating {}", home.display()))?;
-    let python = environment(&work)?;
+    let requirements = root().join("tests/e2e/requirements.txt");
+    let python = python::environment(&work.join("venv"), &requirements)?;
     check(
         command(&shoal)
             .args(["pull", "smollm2"])
@@ -48,33 +49,4 @@ pub(crate) fn run(tests: &[&str]) -> Result<()> {
     unittest.env("SHOAL_BIN", &shoal).env("SHOAL_HOME", &home);
     unittest.env("PYTHONDONTWRITEBYTECODE", "1");
     check(&mut unittest)
-}
-
-/// Returns the interpreter of a virtual environment that holds `requirements.txt`, made when it is not there yet.
-fn environment(work: &Path) -> Result<PathBuf> {
-    let wanted_path = root().join("tests/e2e/requirements.txt");
-    let wanted = fs::read_to_string(&wanted_path)
-        .with_context(|| format!("reading {}", wanted_path.display()))?;
-    let folder = work.join("venv");
-    let python = folder.join("bin").join("python");
-    // Written last, so an environment whose installation was interrupted is made anew.
-    let installed_path = folder.join("installed.txt");
-    if fs::read_to_string(&installed_path).is_ok_and(|installed| installed == wanted) {
-        return Ok(python);
-    }
-    check(
-        command("python3")
-            .args(["-m", "venv", "--clear"])
-            .arg(&folder),
-    )
-    .context("making a Python environment (on Debian: apt-get install python3-venv)")?;
-    check(
-        command(&python)
-            .args(["-m", "pip", "install", "--quiet", "--requirement"])
-            .arg(&wanted_path),
-    )
-    .context("installing the end-to-end tests' Python packages")?;
-    fs::write(&installed_path, wanted)
-        .with_context(|| format!("writing {}", installed_path.display()))?;
-    Ok(python)
 }

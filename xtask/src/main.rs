@@ -6,6 +6,7 @@
 
 mod ci;
 mod e2e;
+mod python;
 mod shell;
 
 use anyhow::{Result, bail};
