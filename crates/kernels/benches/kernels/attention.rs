@@ -76,7 +76,8 @@ fn filled(layers: usize, context: usize) -> (KvCache, Vec<u32>) {
         page_tokens: PAGE_TOKENS,
         kv_heads: KV_HEADS,
         head_dim: HEAD_DIM,
-    });
+    })
+    .expect("a few hundred MiB are there");
     let (k, v) = (
         values(context * KV_HEADS * HEAD_DIM),
         values(context * KV_HEADS * HEAD_DIM),
