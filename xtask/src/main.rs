@@ -1,13 +1,18 @@
 //! Development tasks, run as `cargo xtask TASK`.
 //!
 //! [`ci`] holds the list of checks and runs them one after another; continuous integration calls exactly that list
-//! through `.ci/run`, so what passes here passes there. [`e2e`] prepares and runs the end-to-end tests.
+//! through `.ci/run`, so what passes here passes there. [`e2e`] prepares and runs the end-to-end tests. [`bench`] and
+//! [`peers`] measure: no check, because times are only worth something on a quiet machine.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod ci;
 mod e2e;
+mod peers;
 mod python;
 mod shell;
+mod spread;
+mod table;
 
 use anyhow::{Result, bail};
 use std::process::ExitCode;
@@ -32,6 +37,19 @@ fn run(words: &[&str]) -> Result<()> {
             ci::run_only(&["release"])?;
             e2e::run(tests)
         }
+        [task @ ("bench" | "peers"), "--help" | "-h"] => {
+            eprint!(
+                "{}",
+                if *task == "bench" {
+                    bench::HELP
+                } else {
+                    peers::HELP
+                }
+            );
+            Ok(())
+        }
+        ["bench", options @ ..] => bench::run(options),
+        ["peers", options @ ..] => peers::run(options),
         [] | ["help" | "--help" | "-h"] => {
             eprint!("{HELP}\nSteps of `ci`, in order:\n{}", ci::describe());
             Ok(())
@@ -47,5 +65,7 @@ const HELP: &str = "\
 cargo xtask ci                    every check, in order; exactly what continuous integration runs
 cargo xtask ci --only STEP...     only these steps
 cargo xtask e2e [MODULE...]       release build, then the end-to-end tests (all, or `test_chat test_failures ...`)
+cargo xtask bench [FILTER]        the kernels' speed beside the machine's roofline (--help says more)
+cargo xtask peers                 Shoal's speed beside llama.cpp's, written to docs/PERFORMANCE.md (--help says more)
 cargo xtask help                  this text
 ";

