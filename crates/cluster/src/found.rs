@@ -62,6 +62,7 @@ const KILL_WAIT: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::process::{Command, Stdio};
 
     use super::{FoundRanks, any_lives};
@@ -71,9 +72,14 @@ mod tests {
         let sleeper = |name: &str| {
             let mut command = Command::new("sh");
             command
-                .args(["-c", "read line", "rank", "--cell", name])
-                .stdin(Stdio::piped());
-            command.spawn().expect("sh runs")
+                .args(["-c", "echo; read line", "rank", "--cell", name])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped());
+            let mut child = command.spawn().expect("sh runs");
+            // Until it runs, its command line may still be empty.
+            let output = child.stdout.as_mut().expect("it is piped");
+            output.read_exact(&mut [0]).expect("it says so");
+            child
         };
         let mut ours = sleeper("0123abcd");
         let mut other = sleeper("ffff0000");
