@@ -29,6 +29,16 @@ pub(crate) struct Spawn {
     pub(crate) rendezvous_port: u16,
     pub(crate) step_timeout_ms: u64,
     pub(crate) join_timeout_ms: u64,
+    pub(crate) task: Task,
+}
+
+/// What a rank on a node is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Task {
+    /// To hold its part of a model.
+    Model,
+    /// To test its links.
+    LinkTest,
 }
 
 /// Node to front.

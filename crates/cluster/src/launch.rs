@@ -4,13 +4,16 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use shoal_fabric::Key;
 use thiserror::Error;
+
+use crate::link_test::Plan;
 
 /// Everything a rank process needs to know; written to its standard input as one line of JSON.
 ///
@@ -36,11 +39,21 @@ pub struct RankLaunch {
     pub step_timeout_ms: u64,
     /// Longest wait for all ranks to arrive.
     pub join_timeout_ms: u64,
-    /// What sets rank 0 apart from the others.
-    pub role: RoleLaunch,
+    /// What it is for.
+    pub task: TaskLaunch,
 }
 
-/// The part of a [`RankLaunch`] that differs between rank 0 and the others.
+/// What a rank is for.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum TaskLaunch {
+    /// To hold its part of a model.
+    Model(RoleLaunch),
+    /// To test its links, without a model.
+    LinkTest(LinkTestRole),
+}
+
+/// What sets rank 0 of a cell apart from the others.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum RoleLaunch {
@@ -73,6 +86,41 @@ pub enum RoleLaunch {
         rendezvous: SocketAddr,
     },
 }
+
+/// What sets rank 0 of a link test apart from the others.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum LinkTestRole {
+    /// Rank 0: tells on its standard output what the test finds.
+    Root {
+        /// Address on which the other ranks are awaited; port 0 picks one.
+        listen: SocketAddr,
+        /// What all of them do.
+        plan: Plan,
+    },
+    /// Any other rank: the plan arrives over the fabric.
+    Member {
+        /// Where rank 0 waits.
+        rendezvous: SocketAddr,
+    },
+}
+
+impl RankLaunch {
+    /// Returns the secret of the formation.
+    ///
+    /// # Errors
+    /// [`BadKey`] when the launch was not written by a front or a node.
+    pub fn key(&self) -> Result<Key, BadKey> {
+        let mut key = [0; 32];
+        hex::decode_to_slice(&self.key_hex, &mut key)?;
+        Ok(Key::from_bytes(key))
+    }
+}
+
+/// A launch holds no key. Only a parent that is not Shoal writes such a one.
+#[derive(Debug, Error)]
+#[error("the rank's key is unusable: {0}; ranks are started by fronts and nodes only")]
+pub struct BadKey(#[from] hex::FromHexError);
 
 /// The binary that runs ranks, and the flags that every rank gets (logging).
 #[derive(Clone, Debug)]
@@ -110,6 +158,23 @@ struct Exit {
 
 impl RankProcess {
     pub(crate) fn spawn(program: &Program, launch: &RankLaunch) -> Result<Self, LaunchError> {
+        Self::start(program, launch, Stdio::null()).map(|(process, _no_stdout)| process)
+    }
+
+    /// Starts a rank that tells something on its standard output.
+    pub(crate) fn spawn_telling(
+        program: &Program,
+        launch: &RankLaunch,
+    ) -> Result<(Self, ChildStdout), LaunchError> {
+        let (process, stdout) = Self::start(program, launch, Stdio::piped())?;
+        Ok((process, stdout.expect("stdout was piped above")))
+    }
+
+    fn start(
+        program: &Program,
+        launch: &RankLaunch,
+        stdout: Stdio,
+    ) -> Result<(Self, Option<ChildStdout>), LaunchError> {
         let failed = |source| LaunchError::Spawn {
             program: program.path.display().to_string(),
             source,
@@ -120,12 +185,12 @@ impl RankProcess {
             .args(["--rank", &launch.rank.to_string()])
             .args(["--world", &launch.world.to_string()])
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(stdout)
             // A group of its own: Ctrl-C at the terminal reaches the front alone, which then ends the cell in order.
             .process_group(0)
             .spawn()
             .map_err(failed)?;
-        let pid = child.id();
+        let (pid, stdout) = (child.id(), child.stdout.take());
         let line = serde_json::to_string(launch).expect("a launch is plain data");
         let mut stdin = child.stdin.take().expect("stdin was piped above");
         // A child that died at once shows in its exit status, which says more than this write's error.
@@ -151,7 +216,7 @@ impl RankProcess {
         });
         // Without its waiter the process is killed here, by the drop.
         waiting.map_err(failed)?;
-        Ok(process)
+        Ok((process, stdout))
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -176,12 +241,18 @@ impl RankProcess {
 
     /// Kills the process and waits, briefly, until it is gone.
     pub(crate) fn kill(&self) {
+        self.kill_soon();
+        self.wait_until(Instant::now() + KILL_WAIT);
+    }
+
+    /// Kills the process without waiting: several that are killed one right after the other have no time to complain of
+    /// each other's loss.
+    pub(crate) fn kill_soon(&self) {
         if self.ended().is_none()
             && let Some(pid) = rustix::process::Pid::from_raw(self.pid as i32)
         {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
-        self.wait_until(Instant::now() + KILL_WAIT);
     }
 }
 

@@ -3,6 +3,7 @@
 //! - [`Cell`] forms a cell from a [`CellConfig`], watches it, and re-forms it when a rank is lost. It runs the
 //!   front's side: rank 0 on this machine, the others here or on the machines of [`Placement::Peers`].
 //! - [`node::Node`] lends this machine to a cell: it waits for a front that knows the token and starts a rank for it.
+//! - [`link_test`] starts ranks that measure the links between machines instead of loading a model.
 //! - [`store`] fetches, lists and removes models.
 //!
 //! Ranks are processes of the same binary, started with a [`RankLaunch`] on standard input, so that no secret is seen
@@ -14,6 +15,7 @@ mod control;
 mod doorstep;
 mod found;
 mod launch;
+pub mod link_test;
 pub mod node;
 mod record;
 mod remote;
@@ -22,6 +24,6 @@ mod supervisor;
 mod token;
 
 pub use cell::{Cell, CellConfig, CellError, Placement};
-pub use launch::{LaunchError, Program, RankLaunch, RoleLaunch};
+pub use launch::{BadKey, LaunchError, LinkTestRole, Program, RankLaunch, RoleLaunch, TaskLaunch};
 pub use remote::NodeRefused;
 pub use token::{SecretError, read_secret, read_token};

@@ -16,9 +16,9 @@ use shoal_fabric::{FabricError, Key};
 use thiserror::Error;
 use tracing::{info, warn};
 
-use crate::control::{Order, Report, Spawn, decode, encode, formation_key};
+use crate::control::{Order, Report, Spawn, Task, decode, encode, formation_key};
 use crate::doorstep::{Doorstep, Place};
-use crate::launch::{Program, RankLaunch, RankProcess, RoleLaunch};
+use crate::launch::{LinkTestRole, Program, RankLaunch, RankProcess, RoleLaunch, TaskLaunch};
 
 /// A node, listening.
 pub struct Node {
@@ -170,6 +170,7 @@ impl Shared {
             _ => *lent = Lent::Free,
         }
         let key = formation_key(&self.config.token, &order.cell, &order.nonce_hex);
+        let rendezvous = SocketAddr::new(front.ip(), order.rendezvous_port);
         let launch = RankLaunch {
             cell: order.cell.clone(),
             rank: order.rank,
@@ -180,8 +181,9 @@ impl Shared {
             first_core: None,
             step_timeout_ms: order.step_timeout_ms,
             join_timeout_ms: order.join_timeout_ms,
-            role: RoleLaunch::Member {
-                rendezvous: SocketAddr::new(front.ip(), order.rendezvous_port),
+            task: match order.task {
+                Task::Model => TaskLaunch::Model(RoleLaunch::Member { rendezvous }),
+                Task::LinkTest => TaskLaunch::LinkTest(LinkTestRole::Member { rendezvous }),
             },
         };
         let process =
@@ -192,6 +194,7 @@ impl Shared {
             rank = order.rank,
             world = order.world,
             pid = process.pid(),
+            task = ?order.task,
             "rank started"
         );
         *lent = Lent::To {
@@ -324,6 +327,7 @@ mod tests {
                 rendezvous_port: 1,
                 step_timeout_ms: 1,
                 join_timeout_ms: 1,
+                task: Task::Model,
             };
             front.send(&encode(&Order::Spawn(order))).expect("it reads");
             let report = decode(&front.recv(None).expect("it answers"));

@@ -16,6 +16,7 @@ pub(crate) struct RemoteNode {
     address: String,
     cell: String,
     local_ip: IpAddr,
+    is_here: bool,
     sender: Mutex<Sender>,
     ended: Arc<Mutex<Option<String>>>,
 }
@@ -30,6 +31,7 @@ impl RemoteNode {
     pub(crate) fn connect(address: &str, cell: &str, token: &Key) -> Result<Self, NodeRefused> {
         let channel = Channel::connect(address, token, Instant::now() + CONNECT_WAIT)?;
         let local_ip = channel.local_addr()?.ip();
+        let is_here = local_ip == channel.peer_addr().ip();
         let (sender, mut receiver) = channel.split();
         let ended = Arc::new(Mutex::new(None));
         let heard = Arc::clone(&ended);
@@ -50,8 +52,27 @@ impl RemoteNode {
             address: address.to_owned(),
             cell: cell.to_owned(),
             local_ip,
+            is_here,
             sender: Mutex::new(sender),
             ended,
+        })
+    }
+
+    /// Connects to all of `addresses`, side by side: each may take its whole time-out.
+    pub(crate) fn connect_all(
+        addresses: &[String],
+        cell: &str,
+        token: &Key,
+    ) -> Result<Vec<Self>, NodeRefused> {
+        thread::scope(|scope| {
+            let connections: Vec<_> = addresses
+                .iter()
+                .map(|address| scope.spawn(|| Self::connect(address, cell, token)))
+                .collect();
+            let connected = connections
+                .into_iter()
+                .map(|connection| connection.join().expect("connecting does not panic"));
+            connected.collect()
         })
     }
 
@@ -62,6 +83,11 @@ impl RemoteNode {
     /// The address of this machine that the node talks to.
     pub(crate) fn local_ip(&self) -> IpAddr {
         self.local_ip
+    }
+
+    /// Whether the node runs on this machine: a connection between two addresses of one machine has the same at both ends.
+    pub(crate) fn is_here(&self) -> bool {
+        self.is_here
     }
 
     /// Orders the node to start its rank.

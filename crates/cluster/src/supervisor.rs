@@ -18,9 +18,9 @@ use shoal_fabric::{Key, Rank};
 use tracing::{info, warn};
 
 use crate::cell::{CellConfig, CellError, Placement};
-use crate::control::{Spawn, formation_key};
+use crate::control::{Spawn, Task, formation_key};
 use crate::found::FoundRanks;
-use crate::launch::{Program, RankLaunch, RankProcess, RoleLaunch};
+use crate::launch::{Program, RankLaunch, RankProcess, RoleLaunch, TaskLaunch};
 use crate::record::{CellRecord, RankRecord};
 use crate::remote::RemoteNode;
 use crate::token::read_token;
@@ -170,6 +170,7 @@ impl Supervisor {
                 rendezvous_port: rendezvous.port(),
                 step_timeout_ms: self.config.step_timeout_ms,
                 join_timeout_ms: self.config.join_timeout_ms,
+                task: Task::Model,
             })?;
             members.push(Member::Remote(Rank(rank), node));
         }
@@ -185,18 +186,7 @@ impl Supervisor {
         else {
             return Ok(Vec::new());
         };
-        // Side by side: each may take its whole time-out.
-        thread::scope(|scope| {
-            let connections: Vec<_> = addresses
-                .iter()
-                .map(|address| scope.spawn(|| RemoteNode::connect(address, &self.id, token)))
-                .collect();
-            let connected = connections.into_iter().map(|connection| {
-                let node = connection.join().expect("connecting does not panic")?;
-                Ok(node)
-            });
-            connected.collect()
-        })
+        Ok(RemoteNode::connect_all(addresses, &self.id, token)?)
     }
 
     fn root_launch(&self, key: &Key, listen: IpAddr) -> RankLaunch {
@@ -240,7 +230,7 @@ impl Supervisor {
             first_core,
             step_timeout_ms: config.step_timeout_ms,
             join_timeout_ms: config.join_timeout_ms,
-            role,
+            task: TaskLaunch::Model(role),
         }
     }
 
@@ -395,7 +385,7 @@ fn stopped_within(pause: Duration, inbox: &mpsc::Receiver<Event>) -> bool {
 }
 
 /// Rank 0 listens where the nodes can reach it, and nowhere else if they are all on this machine.
-fn listen_ip(nodes: &[RemoteNode]) -> IpAddr {
+pub(crate) fn listen_ip(nodes: &[RemoteNode]) -> IpAddr {
     match nodes
         .iter()
         .map(RemoteNode::local_ip)

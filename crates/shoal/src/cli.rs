@@ -4,10 +4,14 @@
     reason = "doc comments here are help texts"
 )]
 
+mod fabric;
+
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+
+pub(crate) use fabric::{FabricAction, FabricArgs, LinkTestArgs};
 
 /// Runs one large language model across the machines you already own.
 #[derive(Parser)]
@@ -53,6 +57,8 @@ pub(crate) enum Command {
     Models(ModelsArgs),
     /// Measure prefill and decode speed, load time and memory.
     Bench(BenchArgs),
+    /// Examine the links between machines.
+    Fabric(FabricArgs),
     /// One rank; started by `serve` and `node` with its configuration on standard input.
     #[command(hide = true)]
     Rank(RankArgs),
@@ -95,9 +101,8 @@ impl Command {
     pub(crate) fn default_log(&self) -> &'static str {
         match self {
             Self::Up(_) | Self::Serve(_) | Self::Node(_) => "info",
-            Self::Run(_) | Self::Pull(_) | Self::Models(_) | Self::Bench(_) | Self::Rank(_) => {
-                "warn"
-            }
+            Self::Run(_) | Self::Pull(_) | Self::Models(_) | Self::Bench(_) => "warn",
+            Self::Fabric(_) | Self::Rank(_) => "warn",
         }
     }
 }

@@ -156,6 +156,114 @@ fn bench_prints_the_object_that_scripts_read() {
 }
 
 #[test]
+fn fabric_test_prints_the_object_that_scripts_read() {
+    let house = House::new();
+    for nodes in [2_u64, 3] {
+        let count = nodes.to_string();
+        let args = ["fabric", "test", "--quick", "--json", "--nodes", &count];
+        let output = house.shoal(&[&args[..], &["--seed", "7"]].concat(), &[]);
+        let outcome = link_test_outcome(&output);
+        assert_eq!(outcome["world"], nodes);
+        assert_eq!(outcome["seed"], 7);
+        assert_eq!(outcome["transport"], "tcp");
+        assert_eq!(outcome["place"], "this_machine");
+        assert_eq!(outcome["verdict"]["link"], "loopback");
+        let of_all = |field: &str, figure: &str| {
+            let rows = outcome[field].as_array().expect("rows");
+            assert!(rows.iter().all(|row| is_positive(&row[figure])), "{rows:?}");
+            rows.len() as u64
+        };
+        assert_eq!(of_all("sweep", "average_gb_per_s"), 6);
+        assert_eq!(of_all("sweep", "median_ms"), 6);
+        for figure in ["round_trip_4kib_us", "there", "back"] {
+            for link in outcome["links"].as_array().expect("the links") {
+                let mut values = link[figure].as_object().expect("figures").values();
+                assert!(values.all(is_positive), "{link}");
+            }
+        }
+        assert_eq!(of_all("links", "message_bytes"), nodes * (nodes - 1) / 2);
+        assert!(is_positive(&outcome["all_reduce_4kib_us"]["p99"]));
+    }
+}
+
+#[test]
+fn fabric_test_reaches_the_ranks_of_nodes_and_leaves_the_nodes_free() {
+    let house = House::new();
+    let token = house.file("token", b"a secret\n");
+    let mut node = house.spawn(&["node", "--listen", "127.0.0.1:0", "--token-file", &token]);
+    let waiting = first_line(&mut node);
+    let address = waiting.trim().strip_prefix("waiting ").expect("an address");
+    let args = [
+        "fabric", "test", "--json", "--sizes", "4K,1M", "--rounds", "2",
+    ];
+    let stress = ["--stress", "--seconds", "1", "--peer", address];
+    let args = [&args[..], &stress, &["--token-file", &token]].concat();
+    for _ in 0..2 {
+        let outcome = link_test_outcome(&house.shoal(&args, &[]));
+        assert_eq!(outcome["world"], 2);
+        assert_eq!(outcome["stress"]["checked"]["wrong"], 0);
+        assert!(is_positive(&outcome["stress"]["rounds"]));
+    }
+    signal("TERM", node.id());
+    assert!(node.wait().expect("the node ends").success());
+}
+
+#[test]
+fn fabric_test_ends_with_its_ranks_whoever_goes_first() {
+    let house = House::new();
+    let stress = [
+        "--stress",
+        "--seconds",
+        "3600",
+        "--sizes",
+        "4K",
+        "--rounds",
+        "1",
+    ];
+    let args = [
+        &["fabric", "test", "--json", "--verbose", "--nodes", "2"][..],
+        &stress,
+    ]
+    .concat();
+    for (victim, signal_name, says) in [
+        (None, "INT", "interrupted"),
+        (None, "KILL", ""),
+        (Some(1), "KILL", "rank 1"),
+        (Some(0), "KILL", "rank 0"),
+    ] {
+        let mut command = house.command(&args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut front = command.spawn().expect("shoal starts");
+        let mut notes = BufReader::new(front.stderr.take().expect("stderr is piped")).lines();
+        let mut next = || notes.next().expect("more notes").expect("UTF-8");
+        let mut pids = Vec::new();
+        // All ranks are there, and at work, once a note tells of a round.
+        let mut line = next();
+        while !line.starts_with("all_reduce") {
+            let pid = line.split_once(" is process ").map(|(_, pid)| pid);
+            pids.extend(pid.map(|pid| pid.parse::<u32>().expect("a number")));
+            line = next();
+        }
+        assert_eq!(pids.len(), 2, "{line}");
+        signal(
+            signal_name,
+            victim.map_or(front.id(), |rank: usize| pids[rank]),
+        );
+        let mut printed = String::new();
+        let mut stdout = front.stdout.take().expect("stdout is piped");
+        stdout.read_to_string(&mut printed).expect("UTF-8");
+        assert!(!front.wait().expect("the front ends").success());
+        if !says.is_empty() {
+            let outcome: serde_json::Value = serde_json::from_str(&printed).expect("one object");
+            assert_eq!(outcome["healthy"], false);
+            let error = outcome["error"].as_str().expect("a reason");
+            assert!(error.contains(says), "{error}");
+        }
+        eventually("the ranks are gone", || pids.iter().all(|pid| !lives(*pid)));
+    }
+}
+
+#[test]
 fn what_cannot_work_is_refused_in_one_line_that_says_what_to_do() {
     let house = House::new();
     let whole = std::fs::read(house.model()).expect("the model");
@@ -221,6 +329,9 @@ fn what_cannot_work_is_refused_in_one_line_that_says_what_to_do() {
             &["serve", "--model", house.model(), "--host", "0.0.0.0"],
             "--api-key-file",
         ),
+        (&["fabric", "test"], "--nodes"),
+        (&["fabric", "test", "--nodes", "1"], "2..=64"),
+        (&["fabric", "test", "--nodes", "2", "--sizes", "5"], "64K"),
     ];
     for (args, expected) in cases {
         let output = house.shoal(args, &[]);
@@ -462,6 +573,23 @@ impl Drop for Front {
         signal("INT", self.front.id());
         let _ = self.front.wait();
     }
+}
+
+/// The object of a link test that ran to its end and found every byte right. How fast a busy machine is, no test can say:
+/// the exit status has to agree with the object, whichever it is.
+fn link_test_outcome(output: &Output) -> serde_json::Value {
+    let outcome: serde_json::Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no object: {output:?}"));
+    assert_eq!(outcome["healthy"], output.status.success(), "{output:?}");
+    let checked = &outcome["correctness"];
+    assert!(is_positive(&checked["checks"]) && is_positive(&checked["bytes"]));
+    assert_eq!(checked["wrong"], 0, "{checked}");
+    assert_ne!(outcome["verdict"]["grade"], "faulty");
+    outcome
+}
+
+fn is_positive(value: &serde_json::Value) -> bool {
+    value.as_f64().is_some_and(|value| value > 0.0)
 }
 
 fn first_line(child: &mut Child) -> String {

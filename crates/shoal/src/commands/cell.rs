@@ -36,13 +36,7 @@ pub(crate) fn config(
     // What a rank would refuse is refused here, where it can be said in one line.
     file.check_split(shares.clone())?;
     args.isa.as_deref().map(Isa::parse).transpose()?;
-    if let Placement::Peers { addresses, .. } = &placement
-        && let Some(twice) = addresses
-            .iter()
-            .find(|one| addresses.iter().filter(|other| other == one).count() > 1)
-    {
-        bail!("--peer {twice} is given twice; a node runs one rank");
-    }
+    check_peers(&placement)?;
     Ok(CellConfig {
         // A restarted front may run in another folder.
         model: std::path::absolute(&model.path)?,
@@ -59,6 +53,18 @@ pub(crate) fn config(
         step_timeout_ms: u64::from(args.step_timeout) * 1000,
         join_timeout_ms: JOIN_TIMEOUT_MS,
     })
+}
+
+/// Refuses a machine that is named twice.
+pub(crate) fn check_peers(placement: &Placement) -> Result<()> {
+    if let Placement::Peers { addresses, .. } = placement
+        && let Some(twice) = addresses
+            .iter()
+            .find(|one| addresses.iter().filter(|other| other == one).count() > 1)
+    {
+        bail!("--peer {twice} is given twice; a node runs one rank");
+    }
+    Ok(())
 }
 
 /// What text needs to know of a cell.

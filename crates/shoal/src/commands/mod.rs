@@ -3,6 +3,7 @@
 mod bench;
 mod cell;
 mod chat;
+mod fabric;
 mod model;
 mod models;
 mod node;
@@ -27,6 +28,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Command::Pull(args) => pull::pull(&args),
         Command::Models(args) => models::models(&args),
         Command::Bench(args) => bench::bench(&args, &logs),
+        Command::Fabric(args) => fabric::fabric(&args, &logs),
         Command::Rank(args) => rank::rank(&args),
     }
 }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use shoal_cluster::{RankLaunch, RoleLaunch};
+use shoal_cluster::{RankLaunch, RoleLaunch, TaskLaunch, link_test};
 use shoal_engine::{EngineLimits, RankConfig, Role, run_rank};
-use shoal_fabric::{Key, Rank};
+use shoal_fabric::Rank;
 use shoal_kernels::Isa;
 use shoal_model::Shares;
 use tracing::info_span;
@@ -20,14 +20,18 @@ pub(crate) fn rank(args: &RankArgs) -> Result<()> {
     let launch: RankLaunch = serde_json::from_str(&line)
         .context("a rank is started by `shoal serve` or `shoal node`, which write its configuration to standard input")?;
     let _span = info_span!("rank", cell = args.cell, r = args.rank, world = args.world).entered();
-    run_rank(config(launch)?)?;
+    match launch.task.clone() {
+        TaskLaunch::Model(role) => run_rank(config(launch, role)?)?,
+        TaskLaunch::LinkTest(role) => {
+            link_test::run_rank(&launch, &role, &mut std::io::stdout())?;
+        }
+    }
     Ok(())
 }
 
-fn config(launch: RankLaunch) -> Result<RankConfig> {
-    let mut key = [0; 32];
-    hex::decode_to_slice(&launch.key_hex, &mut key).context("the rank's key")?;
-    let role = match launch.role {
+fn config(launch: RankLaunch, role: RoleLaunch) -> Result<RankConfig> {
+    let key = launch.key()?;
+    let role = match role {
         RoleLaunch::Member { rendezvous } => Role::Member { rendezvous },
         RoleLaunch::Root {
             model,
@@ -58,7 +62,7 @@ fn config(launch: RankLaunch) -> Result<RankConfig> {
     Ok(RankConfig {
         rank: Rank(launch.rank),
         world: launch.world.into(),
-        key: Key::from_bytes(key),
+        key,
         role,
         threads: launch
             .threads

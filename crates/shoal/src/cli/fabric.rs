@@ -1,0 +1,102 @@
+//! Flags of `shoal fabric`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+#[derive(Args)]
+pub(crate) struct FabricArgs {
+    #[command(subcommand)]
+    pub(crate) action: FabricAction,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum FabricAction {
+    /// Test the links: is every byte right, how late, how fast, and is that what such a link should do?
+    Test(LinkTestArgs),
+}
+
+#[derive(Args)]
+#[command(after_help = "Exit status: 0 when the links are healthy, 1 when they are not.")]
+pub(crate) struct LinkTestArgs {
+    /// Number of nodes, all on this machine.
+    #[arg(long, required_unless_present = "peer", conflicts_with = "peer", value_parser = clap::value_parser!(u16).range(2..=64))]
+    pub(crate) nodes: Option<u16>,
+    /// A machine that runs `shoal node`, as HOST:PORT; once for each. This machine is rank 0.
+    #[arg(long, value_name = "HOST:PORT", requires = "token_file")]
+    pub(crate) peer: Vec<String>,
+    /// File with the token that the nodes were started with.
+    #[arg(long, value_name = "FILE", requires = "peer")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Sizes to 16 MiB and 5 rounds.
+    #[arg(long, conflicts_with = "stress")]
+    pub(crate) quick: bool,
+    /// Go on for --seconds after the rest and check every byte.
+    #[arg(long)]
+    pub(crate) stress: bool,
+    /// How long --stress goes on.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, requires = "stress", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) seconds: u32,
+    /// Print each round's time on standard error, and which process is which rank.
+    #[arg(long)]
+    pub(crate) verbose: bool,
+    /// Sizes of the sweep, such as 4K,64K,16M [default: 4K to 256M, to less for many nodes on one machine].
+    #[arg(long, value_name = "SIZE,…", value_delimiter = ',', value_parser = size_bytes)]
+    pub(crate) sizes: Vec<usize>,
+    /// Measured rounds at each size; ten times as many up to 1M, fewer on a link too slow for them [default: 20].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) rounds: Option<u32>,
+    /// Seed of the data; the same seed sends the same [default: random].
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Takes bytes, or KiB, MiB, GiB with a letter.
+fn size_bytes(text: &str) -> Result<usize, String> {
+    let (digits, shift) = match text.as_bytes().last().map(u8::to_ascii_uppercase) {
+        Some(b'K') => (&text[..text.len() - 1], 10),
+        Some(b'M') => (&text[..text.len() - 1], 20),
+        Some(b'G') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let number = digits.parse::<usize>().ok();
+    number
+        .and_then(|number| number.checked_mul(1 << shift))
+        .filter(|bytes| (4..=1 << 30).contains(bytes) && bytes.is_multiple_of(4))
+        .ok_or_else(|| "a multiple of 4 bytes from 4 to 1G, such as 4096, 64K or 16M".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_bytes_or_binary_multiples() {
+        for (text, bytes) in [
+            ("4", 4),
+            ("4096", 4096),
+            ("64K", 65536),
+            ("16m", 16 << 20),
+            ("1G", 1 << 30),
+        ] {
+            assert_eq!(size_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in [
+            "",
+            "K",
+            "0",
+            "5",
+            "2G",
+            "-4",
+            "4.5K",
+            "99999999999999999999",
+            "4KB",
+            "é",
+        ] {
+            assert!(size_bytes(text).is_err(), "{text}");
+        }
+    }
+}
