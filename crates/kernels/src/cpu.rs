@@ -30,7 +30,7 @@ pub struct Cpu {
     token: Token,
     pool: Pool,
     linear: Mutex<linear::Scratch>,
-    attention: Vec<Mutex<attention::Scratch>>,
+    attention: attention::Scratch,
 }
 
 impl Cpu {
@@ -68,7 +68,7 @@ impl Cpu {
             token,
             pool: pool.map_err(CpuError::Spawn)?,
             linear: Mutex::new(linear::Scratch::new(threads)),
-            attention: (0..threads).map(|_| Mutex::default()).collect(),
+            attention: attention::Scratch::new(threads),
         })
     }
 

@@ -2,6 +2,8 @@ use std::alloc::{self, Layout};
 
 use half::f16;
 
+use crate::machine;
+
 /// Dimensions of a [`KvCache`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvShape {
@@ -19,11 +21,12 @@ pub struct KvShape {
 
 /// Keys and values of past tokens, half precision, in pages.
 ///
-/// For each layer, page and head there is one run of keys, `head_dim × page_tokens` (so that one
+/// For each page, layer and head there is one run of keys, `head_dim × page_tokens` (so that one
 /// vector holds the same dimension of neighbouring positions and scores need no sums across
 /// lanes), and one of values, `page_tokens × head_dim`. The inner dimension of both is padded to
-/// 16 elements so that kernels read whole vectors. Memory comes zeroed from the system and
-/// is not touched before it is used, so pages never written cost none.
+/// 16 elements so that kernels read whole vectors. Memory comes zeroed from the system, in huge pages where it has them,
+/// and is not touched before it is used, so pages never written cost none: all layers of a page are neighbours because a
+/// position is written in all of them.
 #[derive(Debug)]
 pub struct KvCache {
     shape: KvShape,
@@ -138,7 +141,7 @@ impl KvCache {
         let page = page as usize;
         assert!(layer < layers && page < pages && head < kv_heads);
         let len = head_dim * self.token_stride + page_tokens * self.head_stride;
-        let start = ((layer * pages + page) * kv_heads + head) * len;
+        let start = ((page * layers + layer) * kv_heads + head) * len;
         start..start + len
     }
 }
@@ -154,6 +157,7 @@ fn zeroed(elements: usize) -> Option<Vec<u16>> {
     if start.is_null() {
         return None;
     }
+    machine::advise_huge_pages(start, layout.size());
     // SAFETY:
     // - `start` comes from the global allocator, with the layout of a vector of this capacity
     // - every element is initialised: all zeros are a number

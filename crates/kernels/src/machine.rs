@@ -1,5 +1,3 @@
-use std::mem::MaybeUninit;
-
 /// Returns the most memory this process has had resident, in bytes; 0 where the system does not tell.
 pub fn peak_memory_bytes() -> u64 {
     imp::peak_memory_bytes()
@@ -11,21 +9,19 @@ pub fn available_cores() -> usize {
 }
 
 /// Asks the system to back memory that was not touched yet with huge pages. A hint: nothing but speed depends on it.
-pub(crate) fn advise_huge_pages(memory: &mut [MaybeUninit<u8>]) {
-    imp::advise_huge_pages(memory);
+pub(crate) fn advise_huge_pages(start: *const u8, bytes: usize) {
+    imp::advise_huge_pages(start, bytes);
 }
 
 #[cfg(target_os = "linux")]
 mod imp {
-    use std::mem::MaybeUninit;
-
-    pub(super) fn advise_huge_pages(memory: &mut [MaybeUninit<u8>]) {
+    pub(super) fn advise_huge_pages(start: *const u8, bytes: usize) {
         const PAGE: usize = 4096;
-        let Some(whole) = memory.len().checked_sub(memory.as_ptr().align_offset(PAGE)) else {
+        let Some(whole) = bytes.checked_sub(start.align_offset(PAGE)) else {
             return;
         };
-        let start = memory.as_ptr().wrapping_add(memory.len() - whole);
-        // SAFETY: the advice changes no contents, and the range is page-aligned and within `memory`.
+        let start = start.wrapping_add(bytes - whole);
+        // SAFETY: the advice changes no contents, whatever the memory is, and the system refuses what is not mapped.
         unsafe { libc::madvise(start.cast_mut().cast(), whole, libc::MADV_HUGEPAGE) };
     }
 
@@ -47,7 +43,7 @@ mod imp {
 mod imp {
     use std::mem::MaybeUninit;
 
-    pub(super) fn advise_huge_pages(_memory: &mut [MaybeUninit<u8>]) {}
+    pub(super) fn advise_huge_pages(_start: *const u8, _bytes: usize) {}
 
     pub(super) fn peak_memory_bytes() -> u64 {
         let mut usage = MaybeUninit::<libc::rusage>::zeroed();

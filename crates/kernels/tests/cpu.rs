@@ -208,6 +208,40 @@ impl AttentionCase {
     }
 }
 
+/// A long context is computed in parts, side by side where there are more threads than tiles.
+#[test]
+fn long_attention_agrees_and_does_not_depend_on_the_number_of_threads() {
+    let pages = |first: u32, count: u32| (first..first + count).rev().collect();
+    let case = AttentionCase {
+        shape: KvShape {
+            layers: 2,
+            pages: 300,
+            page_tokens: 7,
+            kv_heads: 1,
+            head_dim: 24,
+        },
+        heads: HeadMap {
+            heads: 3,
+            group: 3,
+            phase: 0,
+        },
+        spans: vec![(pages(0, 220), 1530, 2), (pages(220, 80), 555, 1)],
+        seed: 1,
+    };
+    let expected = case.expected();
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        let alone = case.run(&cpu(isa, 1));
+        close(&alone, &expected, 2e-5).expect("it agrees");
+        for threads in [2, 5] {
+            assert_eq!(
+                case.run(&cpu(isa, threads)),
+                alone,
+                "{isa} on {threads} threads"
+            );
+        }
+    }
+}
+
 #[test]
 fn rotary_rotates_each_token_by_its_position() {
     let rotary = Rotary::new(vec![0.5, 0.01], 1.0, RotaryLayout::Interleaved);

@@ -209,6 +209,14 @@ impl<D: Dot> Simd for Neon<D> {
         }
     }
 
+    #[inline(always)]
+    fn prefetch_later(self, address: *const u8) {
+        // SAFETY: prefetches do not fault, whatever the address, and change no contents.
+        unsafe {
+            asm!("prfm pldl2keep, [{}]", in(reg) address, options(nomem, nostack, preserves_flags));
+        }
+    }
+
     super::intrinsics! {
         fn splat(self, x: f32) -> float32x4_t { vdupq_n_f32(x) }
         fn add(self, a: float32x4_t, b: float32x4_t) -> float32x4_t { vaddq_f32(a, b) }

@@ -1,9 +1,15 @@
+use std::ops::Range;
 use std::sync::Mutex;
 
 use crate::KvCache;
-use crate::arch::{Operation, Simd, Token};
-use crate::kv_cache::ALIGN;
+use crate::arch::Token;
 use crate::pool::{Pool, SharedSlice, lock};
+
+mod part;
+mod partial;
+
+use part::{AttendPart, PartScratch};
+use partial::{Merge, Partial};
 
 /// Consecutive queries of one sequence.
 #[derive(Debug, Clone, Copy)]
@@ -35,7 +41,7 @@ impl HeadMap {
     }
 
     /// Returns the local query heads of a key-value head.
-    fn heads_of(&self, kv_head: usize) -> std::ops::Range<usize> {
+    fn heads_of(&self, kv_head: usize) -> Range<usize> {
         let end = ((kv_head + 1) * self.group - self.phase).min(self.heads);
         (kv_head * self.group).saturating_sub(self.phase)..end
     }
@@ -43,6 +49,11 @@ impl HeadMap {
 
 /// Queries of one key-value head that share every read of the cache.
 const TILE_MAX: usize = 8;
+/// Positions whose softmax is computed for itself before it is merged with that of the positions before. Always the same
+/// ones, so that a result does not depend on who computes which part.
+const PART_TOKENS: usize = 512;
+/// With fewer tiles than this the threads would not end at about the same time.
+const TILES_PER_THREAD: usize = 2;
 
 /// Everything about one call; shapes were checked by the caller.
 pub(crate) struct Attention<'a> {
@@ -54,274 +65,164 @@ pub(crate) struct Attention<'a> {
     pub(crate) scale: f32,
 }
 
-/// Scratch memory of one thread.
-#[derive(Default)]
+/// Memory kept between calls.
 pub(crate) struct Scratch {
-    /// `head_dim × tile`, scaled.
-    queries: Vec<f32>,
-    /// `tile × token_stride`: scores, then weights of the positions of a page.
-    scores: Vec<f32>,
-    /// `tile × head_stride`.
-    sums: Vec<f32>,
+    threads: Vec<Mutex<ThreadScratch>>,
+    /// A [`Partial`] for each part of each tile.
+    parts: Mutex<Vec<f32>>,
+}
+
+#[derive(Default)]
+struct ThreadScratch {
+    part: PartScratch,
+    /// Two [`Partial`]s.
+    partials: Vec<f32>,
+}
+
+impl Scratch {
+    pub(crate) fn new(threads: usize) -> Self {
+        Self {
+            threads: (0..threads).map(|_| Mutex::default()).collect(),
+            parts: Mutex::default(),
+        }
+    }
 }
 
 impl Attention<'_> {
-    /// Computes all heads of all tokens; tasks are tiles of queries.
-    pub(crate) fn run(&self, pool: &Pool, isa: Token, scratch: &[Mutex<Scratch>], out: &mut [f32]) {
+    /// Computes all heads of all tokens. Tasks are tiles of queries, or their parts where tiles are too few for the threads.
+    pub(crate) fn run(&self, pool: &Pool, isa: Token, scratch: &Scratch, out: &mut [f32]) {
         let out = SharedSlice::new(out);
-        let kv_heads = self.heads.kv_heads();
-        let tiles = |span: &AttentionSpan<'_>| {
-            kv_heads * (span.tokens * self.heads.group).div_ceil(TILE_MAX)
-        };
-        let tasks = self.spans.iter().map(tiles).sum();
-        pool.run(tasks, |thread, mut task| {
-            let mut first_token = 0;
-            for span in self.spans {
-                if task < tiles(span) {
-                    let tile = self.tile(span, first_token, task % kv_heads, task / kv_heads);
-                    let scratch = &mut lock(&scratch[thread]);
-                    isa.run(AttendTile {
-                        attention: self,
-                        span,
-                        tile,
-                        scratch,
-                        out: &out,
-                    });
-                    return;
-                }
-                task -= tiles(span);
-                first_token += span.tokens;
+        let tiles = self.spans.iter().map(|span| self.tiles(span)).sum();
+        let ends = self.spans.iter().map(|it| it.start as usize + it.tokens);
+        let parts = self.parts(ends.max().unwrap_or(0));
+        if parts > 1 && tiles < TILES_PER_THREAD * pool.threads() {
+            return self.run_parts(pool, isa, scratch, [tiles, parts], &out);
+        }
+        pool.run(tiles, |thread, task| {
+            let tile = self.tile(task);
+            let ThreadScratch { part, partials } = &mut *lock(&scratch.threads[thread]);
+            let len = self.partial_len();
+            partials.resize(2 * len, 0.0);
+            let (sum, new) = partials.split_at_mut(len);
+            let mut sum = Partial::empty(sum);
+            for i in 0..self.parts(tile.end) {
+                let mut new = Partial::empty(new);
+                isa.run(AttendPart::new(self, &tile, i, part, &mut new));
+                isa.run(Merge(&mut sum, &new));
             }
+            self.finish(&tile, &sum, &out);
         });
     }
 
-    fn tile(&self, span: &AttentionSpan<'_>, first_token: usize, kv_head: usize, i: usize) -> Tile {
-        let heads = self.heads.heads_of(kv_head);
+    /// Computes the parts of all tiles side by side, then merges those of each tile.
+    fn run_parts(
+        &self,
+        pool: &Pool,
+        isa: Token,
+        scratch: &Scratch,
+        [tiles, parts]: [usize; 2],
+        out: &SharedSlice<'_, f32>,
+    ) {
+        let len = self.partial_len();
+        let results = &mut *lock(&scratch.parts);
+        results.resize(tiles * parts * len, 0.0);
+        let results = SharedSlice::new(results);
+        // SAFETY: each result is asked for by one task of a run, and the runs follow one another.
+        let result = |i: usize| unsafe { results.slice(i * len..(i + 1) * len) };
+        pool.run(tiles * parts, |thread, task| {
+            let tile = self.tile(task / parts);
+            let part = &mut lock(&scratch.threads[thread]).part;
+            let mut new = Partial::empty(result(task));
+            isa.run(AttendPart::new(self, &tile, task % parts, part, &mut new));
+        });
+        pool.run(tiles, |_, task| {
+            let mut sum = Partial::of(result(task * parts));
+            for i in 1..parts {
+                isa.run(Merge(&mut sum, &Partial::of(result(task * parts + i))));
+            }
+            self.finish(&self.tile(task), &sum, out);
+        });
+    }
+
+    /// Returns the parts that `positions` from the first one on make.
+    fn parts(&self, positions: usize) -> usize {
+        positions.div_ceil(self.part_pages() * self.cache.shape().page_tokens)
+    }
+
+    fn part_pages(&self) -> usize {
+        (PART_TOKENS / self.cache.shape().page_tokens).max(1)
+    }
+
+    fn partial_len(&self) -> usize {
+        Partial::len(self.cache.head_stride())
+    }
+
+    fn tiles(&self, span: &AttentionSpan<'_>) -> usize {
+        let queries = span.tokens * self.heads.group;
+        self.heads.kv_heads() * queries.div_ceil(TILE_MAX)
+    }
+
+    fn tile(&self, mut index: usize) -> Tile<'_> {
+        let mut first_token = 0;
+        let mut spans = self.spans.iter();
+        let span = loop {
+            let span = spans.next().expect("there are no more tasks than tiles");
+            if index < self.tiles(span) {
+                break span;
+            }
+            index -= self.tiles(span);
+            first_token += span.tokens;
+        };
+        let kv_heads = self.heads.kv_heads();
+        let heads = self.heads.heads_of(index % kv_heads);
         let queries = span.tokens * heads.len();
-        let start = (i * TILE_MAX).min(queries);
+        let start = (index / kv_heads * TILE_MAX).min(queries);
+        let range = start..queries.min(start + TILE_MAX);
         Tile {
+            span,
             first_token,
-            kv_head,
+            kv_head: index % kv_heads,
+            end: span.start as usize + range.end.div_ceil(heads.len()),
             heads,
-            range: start..queries.min(start + TILE_MAX),
+            range,
+        }
+    }
+
+    fn finish(&self, tile: &Tile<'_>, sum: &Partial<'_>, out: &SharedSlice<'_, f32>) {
+        let head_dim = self.cache.shape().head_dim;
+        for (q, i) in tile.range.clone().enumerate() {
+            let start = tile.row(i, self.heads.heads) * head_dim;
+            // SAFETY: each row of the output belongs to one query, each query to one tile, and
+            // each tile to one task; the part is not kept.
+            let out = unsafe { out.slice(start..start + head_dim) };
+            for (out, value) in out.iter_mut().zip(sum.sums(q)) {
+                *out = value / sum.totals[q];
+            }
         }
     }
 }
 
 /// Queries `range` of a span and key-value head: query `i` is head `i % heads.len()` of token `i / heads.len()`.
-struct Tile {
+struct Tile<'a> {
+    span: &'a AttentionSpan<'a>,
+    /// Row of the span's first token in the input.
     first_token: usize,
     kv_head: usize,
-    heads: std::ops::Range<usize>,
-    range: std::ops::Range<usize>,
+    heads: Range<usize>,
+    range: Range<usize>,
+    /// Positions that the last of its queries sees.
+    end: usize,
 }
 
-struct AttendTile<'a> {
-    attention: &'a Attention<'a>,
-    span: &'a AttentionSpan<'a>,
-    tile: Tile,
-    scratch: &'a mut Scratch,
-    out: &'a SharedSlice<'a, f32>,
-}
-
-impl Operation for AttendTile<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        match self.tile.range.len() {
-            0 => {}
-            1 => self.attend::<S, 1>(s),
-            2..=4 => self.attend::<S, 4>(s),
-            _ => self.attend::<S, TILE_MAX>(s),
-        }
-    }
-}
-
-impl AttendTile<'_> {
-    /// Softmax over one page at a time, with running maximum and sum
-    /// ([online softmax](https://arxiv.org/abs/1805.02867)). Queries beyond the tile are zero and not written.
-    ///
-    /// A position that a query may not see gets weight 0, so a NaN among the values of a later
-    /// token of the same span can reach earlier queries of its tile; other sequences it cannot reach.
-    #[inline(always)]
-    fn attend<S: Simd, const Q: usize>(mut self, s: S) {
-        let Attention { cache, layer, .. } = *self.attention;
-        let shape = cache.shape();
-        let (token_stride, head_stride) = (cache.token_stride(), cache.head_stride());
-        let page_tokens = shape.page_tokens;
-        self.load_queries::<Q>();
-        let Scratch {
-            queries,
-            scores,
-            sums,
-        } = self.scratch;
-        scores.resize(Q * token_stride, 0.0);
-        sums.clear();
-        sums.resize(Q * head_stride, 0.0);
-        let mut maxima = [f32::NEG_INFINITY; Q];
-        let mut totals = [0.0; Q];
-        // Positions each query sees.
-        let mut limits = [0; Q];
-        for (limit, i) in limits.iter_mut().zip(self.tile.range.clone()) {
-            *limit = self.span.start as usize + i / self.tile.heads.len() + 1;
-        }
-        let seen = limits.iter().fold(0, |a, &b| a.max(b));
-        let pages = self.span.pages;
-        for (i, first) in (0..seen).step_by(page_tokens).enumerate() {
-            let page = pages[i];
-            let count = page_tokens.min(seen - first);
-            let (keys, values) = cache.head(layer, page, self.tile.kv_head);
-            // Pages are anywhere in memory, which the processor cannot foresee: the next is asked for meanwhile.
-            let next = *pages.get(i + 1).unwrap_or(&page);
-            let (next_keys, next_values) = cache.head(layer, next, self.tile.kv_head);
-            let keys = [keys, next_keys];
-            let values = [values, next_values];
-            score_page::<S, Q>(s, queries, keys, token_stride, count, scores);
-            let vectors = count.next_multiple_of(ALIGN);
-            for q in 0..Q {
-                let valid = limits[q].saturating_sub(first).min(count);
-                let scores = &mut scores[q * token_stride..][..vectors];
-                scores[valid..].fill(f32::NEG_INFINITY);
-                if valid == 0 {
-                    scores.fill(0.0);
-                    continue;
-                }
-                let maximum = largest(s, scores).max(maxima[q]);
-                if maximum > maxima[q] {
-                    let factor = (maxima[q] - maximum).exp();
-                    totals[q] *= factor;
-                    scale(s, &mut sums[q * head_stride..][..head_stride], factor);
-                    maxima[q] = maximum;
-                }
-                totals[q] += exponentiate(s, scores, maximum);
-            }
-            add_values::<S, Q>(s, scores, token_stride, values, head_stride, count, sums);
-        }
-        let head_dim = shape.head_dim;
-        for (q, i) in self.tile.range.clone().enumerate() {
-            let start = self.tile.row(i, self.attention.heads.heads) * head_dim;
-            // SAFETY: each row of the output belongs to one query, each query to one tile, and
-            // each tile to one task; the part is not kept.
-            let out = unsafe { self.out.slice(start..start + head_dim) };
-            for (out, sum) in out.iter_mut().zip(&sums[q * head_stride..]) {
-                *out = sum / totals[q];
-            }
-        }
-    }
-}
-
-impl AttendTile<'_> {
-    /// Gathers the tile's queries as `head_dim × Q`, scaled.
-    #[inline(always)]
-    fn load_queries<const Q: usize>(&mut self) {
-        let head_dim = self.attention.cache.shape().head_dim;
-        let queries = &mut self.scratch.queries;
-        queries.clear();
-        queries.resize(head_dim * Q, 0.0);
-        for (q, i) in self.tile.range.clone().enumerate() {
-            let row = self.tile.row(i, self.attention.heads.heads);
-            let from = &self.attention.q[row * head_dim..][..head_dim];
-            for (to, x) in queries[q..].iter_mut().step_by(Q).zip(from) {
-                *to = x * self.attention.scale;
-            }
-        }
-    }
-}
-
-impl Tile {
+impl Tile<'_> {
     /// Returns the row of query `i` in the input, `tokens × heads`.
     fn row(&self, i: usize, heads: usize) -> usize {
         let token = self.first_token + i / self.heads.len();
         token * heads + self.heads.start + i % self.heads.len()
     }
-}
 
-/// `scores[q, p] = Σ queries[d, q] × keys[d, p]` for the first `count` positions, rounded up to whole vectors.
-#[inline(always)]
-fn score_page<S: Simd, const Q: usize>(
-    s: S,
-    queries: &[f32],
-    [keys, next]: [&[u16]; 2],
-    stride: usize,
-    count: usize,
-    scores: &mut [f32],
-) {
-    for p in (0..count).step_by(S::LANES) {
-        let mut dots = [s.splat(0.0); Q];
-        let columns = keys.chunks_exact(stride).zip(next.chunks_exact(stride));
-        for ((column, next), queries) in columns.zip(queries.as_chunks::<Q>().0) {
-            s.prefetch(next[p..].as_ptr().cast());
-            let key = s.load_f16(&column[p..]);
-            for q in 0..Q {
-                dots[q] = s.mul_add(s.splat(queries[q]), key, dots[q]);
-            }
-        }
-        for q in 0..Q {
-            s.store(dots[q], &mut scores[q * stride + p..]);
-        }
-    }
-    // Lanes between the vector's end and the next multiple of ALIGN are masked by the caller.
-}
-
-/// `sums[q, d] += Σ weights[q, p] × values[p, d]`.
-#[inline(always)]
-fn add_values<S: Simd, const Q: usize>(
-    s: S,
-    weights: &[f32],
-    weight_stride: usize,
-    [values, next]: [&[u16]; 2],
-    stride: usize,
-    count: usize,
-    sums: &mut [f32],
-) {
-    let mut own = [weights; Q];
-    for q in 0..Q {
-        own[q] = &weights[q * weight_stride..][..count];
-    }
-    for d in (0..stride).step_by(S::LANES) {
-        let mut parts = [s.splat(0.0); Q];
-        for q in 0..Q {
-            parts[q] = s.load(&sums[q * stride + d..]);
-        }
-        let rows = values.chunks_exact(stride).zip(next.chunks_exact(stride));
-        for (p, (value, next)) in rows.take(count).enumerate() {
-            s.prefetch(next[d..].as_ptr().cast());
-            let value = s.load_f16(&value[d..]);
-            for q in 0..Q {
-                parts[q] = s.mul_add(s.splat(own[q][p]), value, parts[q]);
-            }
-        }
-        for q in 0..Q {
-            s.store(parts[q], &mut sums[q * stride + d..]);
-        }
-    }
-}
-
-#[inline(always)]
-fn largest<S: Simd>(s: S, x: &[f32]) -> f32 {
-    let mut maximum = s.splat(f32::NEG_INFINITY);
-    for x in x.chunks_exact(S::LANES) {
-        maximum = s.max(maximum, s.load(x));
-    }
-    s.largest(maximum)
-}
-
-/// `x = e^(x - maximum)`; returns the sum.
-#[inline(always)]
-fn exponentiate<S: Simd>(s: S, x: &mut [f32], maximum: f32) -> f32 {
-    let mut sum = s.splat(0.0);
-    for x in x.chunks_exact_mut(S::LANES) {
-        let weight = s.exp(s.sub(s.load(x), s.splat(maximum)));
-        sum = s.add(sum, weight);
-        s.store(weight, x);
-    }
-    s.sum(sum)
-}
-
-#[inline(always)]
-fn scale<S: Simd>(s: S, x: &mut [f32], factor: f32) {
-    for x in x.chunks_exact_mut(S::LANES) {
-        s.store(s.mul(s.load(x), s.splat(factor)), x);
+    /// Returns how many positions query `i` sees.
+    fn seen(&self, i: usize) -> usize {
+        self.span.start as usize + i / self.heads.len() + 1
     }
 }
