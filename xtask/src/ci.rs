@@ -1,7 +1,7 @@
 //! The checks of continuous integration, in order.
 
 use crate::{
-    e2e,
+    arm, e2e,
     shell::{check, command, succeeds},
 };
 use anyhow::{Context, Result, bail};
@@ -29,6 +29,11 @@ const STEPS: &[Step] = &[
     step("test", "unit and integration tests", test),
     step("doctest", "examples in the documentation", doctest),
     step("docs", "documentation build, warnings denied", docs),
+    step(
+        "arm",
+        "kernels on emulated Arm processors, types on macOS",
+        arm::run,
+    ),
     step("release", "the release binary", release),
     step("e2e", "the release binary with a real model", || {
         e2e::run(&[])

@@ -1,10 +1,11 @@
 //! Development tasks, run as `cargo xtask TASK`.
 //!
 //! [`ci`] holds the list of checks and runs them one after another; continuous integration calls exactly that list
-//! through `.ci/run`, so what passes here passes there. [`e2e`] prepares and runs the end-to-end tests. [`bench`] and
-//! [`peers`] measure: no check, because times are only worth something on a quiet machine.
+//! through `.ci/run`, so what passes here passes there. [`e2e`] prepares and runs the end-to-end tests, [`arm`] the Arm
+//! checks. [`bench`] and [`peers`] measure: no check, because times are only worth something on a quiet machine.
 #![forbid(unsafe_code)]
 
+mod arm;
 mod bench;
 mod ci;
 mod e2e;
@@ -33,6 +34,7 @@ fn run(words: &[&str]) -> Result<()> {
     match words {
         ["ci"] => ci::run_all(),
         ["ci", "--only", names @ ..] if !names.is_empty() => ci::run_only(names),
+        ["arm"] => ci::run_only(&["arm"]),
         ["e2e", tests @ ..] => {
             ci::run_only(&["release"])?;
             e2e::run(tests)
@@ -65,6 +67,7 @@ const HELP: &str = "\
 cargo xtask ci                    every check, in order; exactly what continuous integration runs
 cargo xtask ci --only STEP...     only these steps
 cargo xtask e2e [MODULE...]       release build, then the end-to-end tests (all, or `test_chat test_failures ...`)
+cargo xtask arm                   kernel tests on emulated Arm processors, then a type-check of everything for macOS
 cargo xtask bench [FILTER]        the kernels' speed beside the machine's roofline (--help says more)
 cargo xtask peers                 Shoal's speed beside llama.cpp's, written to docs/PERFORMANCE.md (--help says more)
 cargo xtask help                  this text

@@ -1,3 +1,8 @@
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "no other processor's peak is known yet")
+)]
+
 use shoal_kernels::Isa;
 
 /// A loop of nothing but multiply-adds on registers: the most a core can do with an instruction set.
