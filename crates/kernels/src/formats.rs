@@ -12,7 +12,7 @@ mod k_quants;
 mod simple;
 
 pub(crate) use k_quants::{Q4K, Q5K, Q6K};
-pub(crate) use simple::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+pub(crate) use simple::{Iq4Nl, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 
 /// Weights in a chunk.
 pub(crate) const CHUNK: usize = 32;
@@ -123,6 +123,7 @@ macro_rules! with_format {
             Dtype::Q4K => arm!(f::Q4K),
             Dtype::Q5K => arm!(f::Q5K),
             Dtype::Q6K => arm!(f::Q6K),
+            Dtype::Iq4Nl => arm!(f::Iq4Nl),
         }
     }};
 }

@@ -304,6 +304,7 @@ fn dtype_of(code: u32) -> Option<Dtype> {
         12 => Dtype::Q4K,
         13 => Dtype::Q5K,
         14 => Dtype::Q6K,
+        20 => Dtype::Iq4Nl,
         30 => Dtype::Bf16,
         _ => return None,
     })

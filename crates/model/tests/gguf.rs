@@ -282,7 +282,7 @@ fn directories_that_contradict_themselves_are_refused() {
     spoilt(
         |file| file.tensor_of("x", &[256], 10, vec![0; 84]),
         &expect![
-            "tensor x has type 10, which is not supported; use a model in F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K"
+            "tensor x has type 10, which is not supported; use a model in F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K or IQ4_NL"
         ],
     );
     spoilt(

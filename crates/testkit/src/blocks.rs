@@ -26,6 +26,7 @@ pub fn random_blocks(dtype: Dtype, count: usize, amplitude: f32, random: &mut Ra
             Dtype::Q4_1 => block(&mut out, &[a / 8.0, -a], 16, random),
             Dtype::Q5_0 => block(&mut out, &[a / 16.0], 4 + 16, random),
             Dtype::Q5_1 => block(&mut out, &[a / 16.0, -a], 4 + 16, random),
+            Dtype::Iq4Nl => block(&mut out, &[a / 128.0], 16, random),
             Dtype::Q8_0 => block(&mut out, &[a / 128.0], 32, random),
             // Six-bit scales and minima of up to 63; the minimum's own scale puts the middle at 0.
             Dtype::Q4K => block(

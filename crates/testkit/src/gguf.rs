@@ -131,6 +131,7 @@ fn code_of(dtype: Dtype) -> u32 {
         Dtype::Q4K => 12,
         Dtype::Q5K => 13,
         Dtype::Q6K => 14,
+        Dtype::Iq4Nl => 20,
         Dtype::Bf16 => 30,
     }
 }

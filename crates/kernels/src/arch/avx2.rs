@@ -104,6 +104,15 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn look_up(self, table: &[u8; 16], places: __m256i) -> __m256i {
+        // SAFETY: `self` proves the features, and 16 bytes are there; the load needs no alignment.
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm256_shuffle_epi8(table, places)
+        }
+    }
+
+    #[inline(always)]
     fn dot_add(self, sum: __m256i, weights: __m256i, activations: __m256i, wide: bool) -> __m256i {
         self.dot(sum, weights, activations, wide)
     }

@@ -80,6 +80,15 @@ impl Simd for Avx512 {
         unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
     }
 
+    #[inline(always)]
+    fn look_up(self, table: &[u8; 16], places: __m512i) -> __m512i {
+        // SAFETY: `self` proves the features, and 16 bytes are there; the load needs no alignment.
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm512_shuffle_epi8(table, places)
+        }
+    }
+
     super::intrinsics! {
         fn splat(self, x: f32) -> __m512 { _mm512_set1_ps(x) }
         fn add(self, a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }

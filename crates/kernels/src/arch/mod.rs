@@ -93,6 +93,8 @@ pub(crate) trait Simd: Copy {
     fn or(self, a: Self::I32, b: Self::I32) -> Self::I32;
     /// Flips the bits of `mask` in each lane.
     fn xor(self, x: Self::I32, mask: u32) -> Self::I32;
+    /// Takes each byte, which is below 16, as a place in `table`.
+    fn look_up(self, table: &[u8; 16], places: Self::I32) -> Self::I32;
     /// Shifts each lane left by `bits`, below 32.
     fn shift_left(self, x: Self::I32, bits: u32) -> Self::I32;
     /// Shifts each lane right by `bits`, below 32, and fills with zeros.

@@ -202,6 +202,15 @@ impl<D: Dot> Simd for Neon<D> {
     }
 
     #[inline(always)]
+    fn look_up(self, table: &[u8; 16], places: uint32x4_t) -> uint32x4_t {
+        // SAFETY: `self` proves NEON, and 16 bytes are there.
+        unsafe {
+            let table = vld1q_u8(table.as_ptr());
+            vreinterpretq_u32_u8(vqtbl1q_u8(table, vreinterpretq_u8_u32(places)))
+        }
+    }
+
+    #[inline(always)]
     fn prefetch(self, address: *const u8) {
         // SAFETY: prefetches do not fault, whatever the address, and change no contents.
         unsafe {

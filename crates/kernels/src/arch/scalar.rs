@@ -173,6 +173,12 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn look_up(self, table: &[u8; 16], places: Self::I32) -> Self::I32 {
+        let found = |places: u32| places.to_le_bytes().map(|place| table[usize::from(place)]);
+        lanes(|i| u32::from_le_bytes(found(places[i])))
+    }
+
+    #[inline(always)]
     fn shift_left(self, x: Self::I32, bits: u32) -> Self::I32 {
         lanes(|i| x[i] << bits)
     }

@@ -98,7 +98,32 @@ impl Operation for Bits {
     }
 }
 
+/// Finds four places in a table.
+struct LookUp<'a> {
+    table: &'a [u8; 16],
+    places: u32,
+}
+
+impl Operation for LookUp<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let places = s.load_bytes([self.places.to_le_bytes(); 16].as_flattened());
+        s.largest(s.to_f32(s.look_up(self.table, places)))
+    }
+}
+
 proptest! {
+    #[test]
+    fn look_ups_agree(table: [u8; 16], bits: u32) {
+        let places = bits & 0x0f0f_0f0f;
+        let found = u32::from_le_bytes(places.to_le_bytes().map(|place| table[place as usize]));
+        for token in tokens() {
+            prop_assert_eq!(token.run(LookUp { table: &table, places }), found as i32 as f32);
+        }
+    }
+
     #[test]
     fn bit_operations_agree(bits: u32, mask: u32, by in 0..32_u32) {
         let expected = [

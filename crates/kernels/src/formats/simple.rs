@@ -4,14 +4,18 @@ use super::{CHUNK, Format, Lanes, Scales, half_float};
 use crate::arch::Simd;
 
 /// Declares a format of nibbles: f16 scale, f16 min if `mins`, a word of fifth bits if `bits`, then 16 bytes whose low
-/// nibbles are the first 16 weights and whose high nibbles are the others.
+/// nibbles are the first 16 weights and whose high nibbles are the others. With a table, a nibble is a place in it.
 macro_rules! nibbles {
-    ($(#[$doc:meta])* $name:ident, $bytes:literal, zero: $zero:literal, mins: $mins:literal, bits: $bits:expr) => {
+    (
+        $(#[$doc:meta])* $name:ident, $bytes:literal,
+        zero: $zero:literal, mins: $mins:literal, bits: $bits:expr, table: $table:expr
+    ) => {
         $(#[$doc])*
         pub(crate) struct $name;
 
         impl $name {
             const QUANTS: usize = $bytes - CHUNK / 2;
+            const TABLE: Option<&'static [u8; 16]> = $table;
         }
 
         impl Format for $name {
@@ -19,6 +23,7 @@ macro_rules! nibbles {
             const HALF_FLOATS: &'static [usize] = if $mins { &[0, 2] } else { &[0] };
             const BITS: Option<usize> = $bits;
             const CHUNKS: usize = 1;
+            const WIDE: bool = Self::TABLE.is_some();
             const ZERO: u8 = $zero;
             const MINS: bool = $mins;
             type Header<S: Simd> = ();
@@ -29,7 +34,8 @@ macro_rules! nibbles {
                 for (i, out) in out[..CHUNK].iter_mut().enumerate() {
                     let nibble = block[Self::QUANTS + i % 16] >> (i / 16 * 4) & 15;
                     let fifth = Self::BITS.map_or(0, |at| block[at + i / 8] >> (i % 8) & 1);
-                    let q = i16::from(nibble | fifth << 4) - $zero;
+                    let q = Self::TABLE.map_or(nibble | fifth << 4, |table| table[usize::from(nibble)]);
+                    let q = i16::from(q) - $zero;
                     *out = scale * f32::from(q) + min;
                 }
             }
@@ -50,6 +56,9 @@ macro_rules! nibbles {
             fn quants<S: Simd>(s: S, block: Lanes<'_>, _: usize, group: usize) -> S::I32 {
                 let pair = block.word(s, Self::QUANTS + group % 4 * 4);
                 let nibbles = s.and(s.shift_right(pair, group as u32 / 4 * 4), 0x0f0f_0f0f);
+                if let Some(table) = Self::TABLE {
+                    return s.look_up(table, nibbles);
+                }
                 let Some(at) = Self::BITS else {
                     return nibbles;
                 };
@@ -62,20 +71,30 @@ macro_rules! nibbles {
 
 nibbles!(
     /// 4 bits, zero point 8.
-    Q4_0, 18, zero: 8, mins: false, bits: None
+    Q4_0, 18, zero: 8, mins: false, bits: None, table: None
 );
 nibbles!(
     /// 4 bits and a min.
-    Q4_1, 20, zero: 0, mins: true, bits: None
+    Q4_1, 20, zero: 0, mins: true, bits: None, table: None
 );
 nibbles!(
     /// 5 bits, zero point 16.
-    Q5_0, 22, zero: 16, mins: false, bits: Some(2)
+    Q5_0, 22, zero: 16, mins: false, bits: Some(2), table: None
 );
 nibbles!(
     /// 5 bits and a min.
-    Q5_1, 24, zero: 0, mins: true, bits: Some(4)
+    Q5_1, 24, zero: 0, mins: true, bits: Some(4), table: None
 );
+
+nibbles!(
+    /// 4 bits for 16 values that lie closer around zero.
+    Iq4Nl, 18, zero: 128, mins: false, bits: None, table: Some(&IQ4_NL)
+);
+
+/// The values of IQ4_NL, from -127 to 113, with the zero point added.
+const IQ4_NL: [u8; 16] = [
+    1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241,
+];
 
 /// f16 scale, 32 signed bytes.
 pub(crate) struct Q8_0;

@@ -89,7 +89,7 @@ pub enum GgufError {
     },
     /// A tensor is of no known type.
     #[error(
-        "tensor {} has type {code}, which is not supported; use a model in F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K",
+        "tensor {} has type {code}, which is not supported; use a model in F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K or IQ4_NL",
         Shown(name)
     )]
     TensorType {

@@ -12,7 +12,7 @@ use crate::{Cpu, CpuConfig, Isa};
 fn f16_fields(dtype: Dtype) -> &'static [usize] {
     match dtype {
         Dtype::F32 | Dtype::F16 | Dtype::Bf16 => &[],
-        Dtype::Q4_0 | Dtype::Q5_0 | Dtype::Q8_0 => &[0],
+        Dtype::Q4_0 | Dtype::Q5_0 | Dtype::Q8_0 | Dtype::Iq4Nl => &[0],
         Dtype::Q4_1 | Dtype::Q5_1 | Dtype::Q4K | Dtype::Q5K => &[0, 2],
         Dtype::Q6K => &[208],
     }
