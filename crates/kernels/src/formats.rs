@@ -8,25 +8,24 @@ use half::{bf16, f16};
 use crate::Dtype;
 use crate::arch::Simd;
 
+mod affine;
+pub(crate) mod codes;
+mod fp4;
 mod k_quants;
 mod simple;
 
+pub(crate) use affine::Affine;
+pub(crate) use fp4::Fp4;
 pub(crate) use k_quants::{Q4K, Q5K, Q6K};
 pub(crate) use simple::{Iq4Nl, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 
 /// Weights in a chunk.
 pub(crate) const CHUNK: usize = 32;
 
-/// A quantised block layout.
-pub(crate) trait Format {
-    /// Bytes of a block.
-    const BYTES: usize;
-    /// Offsets of the half-precision floats of a block; all else is read in words of four bytes.
-    const HALF_FLOATS: &'static [usize];
+/// A quantised block layout. Its value is what is known only when weights are loaded.
+pub(crate) trait Format: Copy + Sync {
     /// Offset of a word with one bit for each weight of a chunk; panels keep its bits [`spread`].
     const BITS: Option<usize> = None;
-    /// Chunks in a block.
-    const CHUNKS: usize;
     /// Whether the two halves of a chunk have scales of their own.
     const HALVES: bool = false;
     /// Whether `q` reaches beyond 127.
@@ -38,17 +37,35 @@ pub(crate) trait Format {
     /// What the chunks of a block share, decoded once.
     type Header<S: Simd>: Copy;
 
+    /// Returns what a block takes.
+    fn shape(self) -> Shape;
+
     /// Writes a block as floats: the definition.
-    fn dequantize(block: &[u8], out: &mut [f32]);
+    fn dequantize(self, block: &[u8], out: &mut [f32]);
 
     /// Decodes what the chunks share.
-    fn header<S: Simd>(s: S, block: Lanes<'_>) -> Self::Header<S>;
+    fn header<S: Simd>(self, s: S, block: Lanes<'_>) -> Self::Header<S>;
 
     /// Decodes the scales of chunk `i`.
-    fn scales<S: Simd>(s: S, header: &Self::Header<S>, block: Lanes<'_>, i: usize) -> Scales<S>;
+    fn scales<S: Simd>(
+        self,
+        s: S,
+        header: &Self::Header<S>,
+        block: Lanes<'_>,
+        i: usize,
+    ) -> Scales<S>;
 
     /// Decodes weights `4 * group..4 * group + 4` of chunk `i`, each lane's in its four bytes.
-    fn quants<S: Simd>(s: S, block: Lanes<'_>, i: usize, group: usize) -> S::I32;
+    fn quants<S: Simd>(self, s: S, block: Lanes<'_>, i: usize, group: usize) -> S::I32;
+}
+
+/// What a block takes.
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) bytes: usize,
+    pub(crate) chunks: usize,
+    /// Offsets of the floats of two bytes; all else is read in words of four bytes.
+    pub(crate) half_floats: &'static [usize],
 }
 
 /// Scales of a chunk, each lane's own.
@@ -83,6 +100,18 @@ impl Lanes<'_> {
         s.load_f16_bytes(&self.record[PANEL_ROWS * offset + 2 * self.first..])
     }
 
+    /// Reads what is stored in a float dtype.
+    #[inline(always)]
+    pub(crate) fn float<S: Simd>(self, s: S, dtype: Dtype, offset: usize) -> S::F32 {
+        let unit = if dtype == Dtype::F32 { 4 } else { 2 };
+        let from = &self.record[PANEL_ROWS * offset + unit * self.first..];
+        match dtype {
+            Dtype::F32 => s.load_f32_bytes(from),
+            Dtype::F16 => s.load_f16_bytes(from),
+            _ => s.load_bf16_bytes(from),
+        }
+    }
+
     #[inline(always)]
     pub(crate) fn word<S: Simd>(self, s: S, offset: usize) -> S::I32 {
         s.load_bytes(&self.record[PANEL_ROWS * offset + 4 * self.first..])
@@ -102,28 +131,85 @@ pub(crate) fn gather(bits: u32) -> u32 {
     (0..32).fold(0, |out, at| out | (bits >> (at % 4 * 8 + at / 4) & 1) << at)
 }
 
-/// Runs `$body` with `$format` naming the [`Format`] of a dtype, or `$other` for float dtypes.
+/// How the weights of a matrix lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Layout {
+    /// Floats in rows, or GGUF's blocks in panels.
+    Gguf(Dtype),
+    /// [`Affine`] blocks in panels.
+    Affine {
+        bits: usize,
+        chunks: usize,
+        floats: Dtype,
+    },
+    /// [`Fp4`] blocks with a scale for a chunk, in panels.
+    MxFp4,
+    /// [`Fp4`] blocks with scales for half a chunk, in panels; they count in units of `unit`.
+    NvFp4 { unit: f32 },
+}
+
+impl Layout {
+    /// Returns whether weights are in panels.
+    pub(crate) fn is_quantized(self) -> bool {
+        !matches!(self, Self::Gguf(dtype) if !dtype.is_quantized())
+    }
+
+    /// Returns the bytes of a row of `cols` weights, or `None` if that is not a whole number of blocks.
+    pub(crate) fn row_bytes(self, cols: usize) -> Option<usize> {
+        with_format!(
+            self,
+            format => {
+                let Shape { bytes, chunks, .. } = format.shape();
+                let block = chunks * CHUNK;
+                cols.is_multiple_of(block).then_some(cols / block)?.checked_mul(bytes)
+            },
+            dtype => dtype.row_bytes(cols),
+        )
+    }
+}
+
+/// Runs `$body` with `$format` being the [`Format`] of a [`Layout`], or `$other` with `$dtype` being its float dtype.
 macro_rules! with_format {
-    ($dtype:expr, $format:ident => $body:expr, _ => $other:expr $(,)?) => {{
+    ($layout:expr, $format:ident => $body:expr, $dtype:pat => $other:expr $(,)?) => {{
         use crate::Dtype;
         use crate::formats as f;
+        use crate::formats::Layout;
         macro_rules! arm {
-            ($type:ty) => {{
-                type $format = $type;
+            ($value:expr) => {{
+                let $format = $value;
                 $body
             }};
         }
-        match $dtype {
-            Dtype::F32 | Dtype::F16 | Dtype::Bf16 => $other,
-            Dtype::Q4_0 => arm!(f::Q4_0),
-            Dtype::Q4_1 => arm!(f::Q4_1),
-            Dtype::Q5_0 => arm!(f::Q5_0),
-            Dtype::Q5_1 => arm!(f::Q5_1),
-            Dtype::Q8_0 => arm!(f::Q8_0),
-            Dtype::Q4K => arm!(f::Q4K),
-            Dtype::Q5K => arm!(f::Q5K),
-            Dtype::Q6K => arm!(f::Q6K),
-            Dtype::Iq4Nl => arm!(f::Iq4Nl),
+        match $layout {
+            Layout::Gguf(dtype) => match dtype {
+                Dtype::F32 | Dtype::F16 | Dtype::Bf16 => {
+                    let $dtype = dtype;
+                    $other
+                }
+                Dtype::Q4_0 => arm!(f::Q4_0),
+                Dtype::Q4_1 => arm!(f::Q4_1),
+                Dtype::Q5_0 => arm!(f::Q5_0),
+                Dtype::Q5_1 => arm!(f::Q5_1),
+                Dtype::Q8_0 => arm!(f::Q8_0),
+                Dtype::Q4K => arm!(f::Q4K),
+                Dtype::Q5K => arm!(f::Q5K),
+                Dtype::Q6K => arm!(f::Q6K),
+                Dtype::Iq4Nl => arm!(f::Iq4Nl),
+            },
+            Layout::MxFp4 => arm!(f::Fp4::<false> { unit: 0.5 }),
+            Layout::NvFp4 { unit } => arm!(f::Fp4::<true> { unit }),
+            Layout::Affine {
+                bits,
+                chunks,
+                floats,
+            } => match bits {
+                2 => arm!(f::Affine::<2> { chunks, floats }),
+                3 => arm!(f::Affine::<3> { chunks, floats }),
+                4 => arm!(f::Affine::<4> { chunks, floats }),
+                5 => arm!(f::Affine::<5> { chunks, floats }),
+                6 => arm!(f::Affine::<6> { chunks, floats }),
+                _ => arm!(f::Affine::<8> { chunks, floats }),
+            },
         }
     }};
 }
@@ -151,8 +237,31 @@ fn half_float(block: &[u8], at: usize) -> f32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// Every layout of panels.
+    pub(crate) fn quantized() -> impl Strategy<Value = Layout> {
+        let affine = |bits| {
+            let floats = prop::sample::select(vec![Dtype::F32, Dtype::F16, Dtype::Bf16]);
+            (prop::sample::select(vec![1, 2, 4]), floats).prop_map(move |(chunks, floats)| {
+                Layout::Affine {
+                    bits,
+                    chunks,
+                    floats,
+                }
+            })
+        };
+        let gguf = Dtype::ALL.into_iter().map(Layout::Gguf);
+        prop_oneof![
+            4 => prop::sample::select(gguf.filter(|layout| layout.is_quantized()).collect::<Vec<_>>()),
+            3 => prop::sample::select(vec![2, 3, 4, 5, 6, 8]).prop_flat_map(affine),
+            1 => Just(Layout::MxFp4),
+            1 => (0.25_f32..2.0).prop_map(|unit| Layout::NvFp4 { unit }),
+        ]
+    }
 
     #[test]
     fn spread_puts_the_bits_of_a_group_in_reach_of_one_mask() {

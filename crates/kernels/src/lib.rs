@@ -2,8 +2,8 @@
 //!
 //! [`Cpu`] owns a thread pool and an instruction set and runs the coarse steps of a transformer on
 //! plain `f32` slices: [`Cpu::linear`] over a quantised [`Matrix`], [`Cpu::rms_norm`],
-//! [`Cpu::rotary`], [`Cpu::attention`] over the pages of a [`KvCache`]. [`Dtype`] names the storage
-//! formats (GGUF block layouts), [`MappedFile`] reads weights without copying the file, and
+//! [`Cpu::rotary`], [`Cpu::attention`] over the pages of a [`KvCache`]. [`Dtype`] and
+//! [`MlxFormat`] name the storage formats (GGUF's and MLX's), [`MappedFile`] reads weights without copying the file, and
 //! [`machine`] answers questions about the host.
 //!
 //! Each kernel is written once, over the small vector traits in `arch`, and each instruction set
@@ -34,6 +34,7 @@ mod kv_cache;
 pub mod machine;
 mod mapped_file;
 mod matrix;
+mod mlx;
 mod ops;
 mod panels;
 mod pool;
@@ -44,5 +45,6 @@ pub use isa::{Isa, IsaError};
 pub use kv_cache::{KvCache, KvCacheError, KvShape};
 pub use mapped_file::MappedFile;
 pub use matrix::{Matrix, MatrixError};
+pub use mlx::{MlxArrays, MlxFormat};
 pub use ops::attention::{AttentionSpan, HeadMap};
 pub use ops::rotary::{Rotary, RotaryLayout};

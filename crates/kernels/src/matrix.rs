@@ -1,12 +1,14 @@
-use crate::formats::{self, PANEL_ROWS};
+use crate::formats::{self, Layout, PANEL_ROWS};
+use crate::mlx::{MlxArrays, MlxFormat, Source};
+use crate::pool::Pool;
 use crate::{Dtype, machine, panels};
 
 /// A weight matrix, `rows × cols`, in a storage format.
 ///
-/// Rows come in as GGUF blocks, row-major. Quantised ones are then kept in panels of 16 rows, floats as they are.
+/// Rows come in as GGUF blocks or MLX arrays, row-major. Quantised ones are then kept in panels of 16 rows, floats in rows.
 #[derive(Debug, Clone)]
 pub struct Matrix {
-    dtype: Dtype,
+    layout: Layout,
     rows: usize,
     cols: usize,
     row_bytes: usize,
@@ -30,6 +32,30 @@ impl Matrix {
         dtype: Dtype,
         rows: usize,
         cols: usize,
+        bytes: Vec<u8>,
+    ) -> Result<Self, MatrixError> {
+        Self::pack_gguf(&Pool::caller(), dtype, rows, cols, bytes)
+    }
+
+    /// Lays out `rows` rows of `cols` weights each for the kernels, from the arrays of an MLX matrix.
+    ///
+    /// # Errors
+    /// If MLX has no such format, `cols` is not a whole number of groups and of 32 weights, or an array has another length
+    /// than the shape asks for.
+    pub fn from_mlx(
+        format: MlxFormat,
+        rows: usize,
+        cols: usize,
+        arrays: MlxArrays<'_>,
+    ) -> Result<Self, MatrixError> {
+        Self::pack_mlx(&Pool::caller(), format, rows, cols, arrays)
+    }
+
+    pub(crate) fn pack_gguf(
+        pool: &Pool,
+        dtype: Dtype,
+        rows: usize,
+        cols: usize,
         mut bytes: Vec<u8>,
     ) -> Result<Self, MatrixError> {
         if cols == 0 || !cols.is_multiple_of(dtype.block_len()) {
@@ -39,9 +65,15 @@ impl Matrix {
         let expected = row_bytes.and_then(|row| row.checked_mul(rows));
         match (row_bytes, expected) {
             (Some(row_bytes), Some(expected)) if expected == bytes.len() => {
-                panels::pack(dtype, row_bytes, &mut bytes);
+                let layout = Layout::Gguf(dtype);
+                if layout.is_quantized() {
+                    bytes.resize(rows.next_multiple_of(PANEL_ROWS) * row_bytes, 0);
+                    panels::pack(pool, layout, row_bytes, &mut bytes, |_, panel, rows| {
+                        rows.copy_from_slice(panel);
+                    });
+                }
                 Ok(Self {
-                    dtype,
+                    layout,
                     rows,
                     cols,
                     row_bytes,
@@ -57,6 +89,42 @@ impl Matrix {
         }
     }
 
+    pub(crate) fn pack_mlx(
+        pool: &Pool,
+        format: MlxFormat,
+        rows: usize,
+        cols: usize,
+        arrays: MlxArrays<'_>,
+    ) -> Result<Self, MatrixError> {
+        let (layout, source) = Source::new(format, rows, cols, arrays)?;
+        let row_bytes = layout
+            .row_bytes(cols)
+            .expect("whole groups are whole blocks");
+        let panels = layout.is_quantized();
+        let rows_kept = rows.next_multiple_of(if panels { PANEL_ROWS } else { 1 });
+        let mut bytes = Self::buffer(rows_kept * row_bytes);
+        bytes.resize(rows_kept * row_bytes, 0);
+        if panels {
+            panels::pack(pool, layout, row_bytes, &mut bytes, |first, _, out| {
+                out.fill(0);
+                for (row, out) in (first..rows).zip(out.chunks_exact_mut(row_bytes)) {
+                    source.write_row(row, out);
+                }
+            });
+        } else {
+            pool.for_each_chunk(&mut bytes, row_bytes, |_, row, out| {
+                source.write_row(row, out);
+            });
+        }
+        Ok(Self {
+            layout,
+            rows,
+            cols,
+            row_bytes,
+            bytes,
+        })
+    }
+
     /// Returns the number of rows (outputs).
     pub fn rows(&self) -> usize {
         self.rows
@@ -67,9 +135,9 @@ impl Matrix {
         self.cols
     }
 
-    /// Returns the storage format.
-    pub fn dtype(&self) -> Dtype {
-        self.dtype
+    /// Returns how weights lie in memory.
+    pub(crate) fn layout(&self) -> Layout {
+        self.layout
     }
 
     /// Returns the memory it takes.
@@ -84,23 +152,26 @@ impl Matrix {
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
         assert_eq!(out.len(), self.cols, "out holds one row");
         assert!(row < self.rows, "row {row} of {}", self.rows);
-        if self.dtype.is_quantized() {
-            let panel = self.panel(row / PANEL_ROWS);
-            panels::dequantize_row(self.dtype, panel, row % PANEL_ROWS, out);
-        } else {
-            formats::widen(self.dtype, self.floats(row), out);
+        match self.layout {
+            Layout::Gguf(dtype) if !dtype.is_quantized() => {
+                formats::widen(dtype, self.floats(row), out);
+            }
+            layout => {
+                let panel = self.panel(row / PANEL_ROWS);
+                panels::dequantize_row(layout, panel, row % PANEL_ROWS, out);
+            }
         }
     }
 
     /// Returns a row of floats.
     pub(crate) fn floats(&self, row: usize) -> &[u8] {
-        debug_assert!(!self.dtype.is_quantized());
+        debug_assert!(!self.layout.is_quantized());
         &self.bytes[row * self.row_bytes..][..self.row_bytes]
     }
 
     /// Returns a panel of quantised rows.
     pub(crate) fn panel(&self, panel: usize) -> &[u8] {
-        debug_assert!(self.dtype.is_quantized());
+        debug_assert!(self.layout.is_quantized());
         let panel_bytes = PANEL_ROWS * self.row_bytes;
         &self.bytes[panel * panel_bytes..][..panel_bytes]
     }
@@ -109,6 +180,38 @@ impl Matrix {
 /// Why bytes are not a matrix. Whoever wrote the file can fix it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MatrixError {
+    /// MLX has no such format.
+    #[error(
+        "{format:?} is no format of MLX; affine codes have 2, 3, 4, 5, 6 or 8 bits, groups of 32, 64 or 128, and scales in F32, F16 or BF16"
+    )]
+    Format {
+        /// The format asked for.
+        format: MlxFormat,
+    },
+    /// A row would end inside a group, or inside a block of activations.
+    #[error("{cols} columns are not a whole number of {whole}, which {format:?} needs")]
+    Groups {
+        /// Format of the arrays.
+        format: MlxFormat,
+        /// Columns asked for.
+        cols: usize,
+        /// What they must be a multiple of.
+        whole: usize,
+    },
+    /// An array is shorter or longer than the shape.
+    #[error("{bytes} bytes of {array} do not belong to a {rows} × {cols} matrix of {format:?}")]
+    Array {
+        /// `codes`, `scales` or `biases`.
+        array: &'static str,
+        /// Format of the arrays.
+        format: MlxFormat,
+        /// Rows asked for.
+        rows: usize,
+        /// Columns asked for.
+        cols: usize,
+        /// Bytes given.
+        bytes: usize,
+    },
     /// A row would end inside a block.
     #[error("{cols} columns are not a whole number of {dtype} blocks of {}", dtype.block_len())]
     Columns {

@@ -5,40 +5,59 @@
 //! float or four bytes of anything else. So one load brings the same four weights of each of a vector's lanes, each lane
 //! sums a row of its own, and weights are read in one stream.
 
-use crate::Dtype;
-use crate::formats::{Format, PANEL_ROWS, gather, spread, with_format};
+use crate::formats::{CHUNK, Format, Layout, PANEL_ROWS, Shape, gather, spread, with_format};
+use crate::pool::Pool;
 
-/// Turns rows of blocks, one after the other, into panels in place. Missing rows of the last panel become zero.
-pub(crate) fn pack(dtype: Dtype, row_bytes: usize, bytes: &mut Vec<u8>) {
-    with_format!(dtype, F => pack_rows::<F>(row_bytes, bytes), _ => ());
-}
+/// Bytes of panels that a task makes at least, to outweigh the handing out of tasks.
+const TASK_BYTES: usize = 1 << 20;
 
-fn pack_rows<F: Format>(row_bytes: usize, bytes: &mut Vec<u8>) {
+/// Makes `bytes` panels. For each, `fill(first, panel, rows)` writes the blocks of the rows from row `first` on; it is
+/// shown what the panel's bytes are before that.
+pub(crate) fn pack(
+    pool: &Pool,
+    layout: Layout,
+    row_bytes: usize,
+    bytes: &mut [u8],
+    fill: impl Fn(usize, &[u8], &mut [u8]) + Sync,
+) {
     let panel_bytes = PANEL_ROWS * row_bytes;
     if panel_bytes == 0 {
         return;
     }
-    bytes.resize(bytes.len().next_multiple_of(panel_bytes), 0);
-    let mut rows = vec![0; panel_bytes];
-    for panel in bytes.chunks_exact_mut(panel_bytes) {
-        rows.copy_from_slice(panel);
-        let records = panel.chunks_exact_mut(PANEL_ROWS * F::BYTES);
-        for (b, record) in records.enumerate() {
-            let mut at = 0;
-            while at < F::BYTES {
-                let from = b * F::BYTES + at;
-                at += if F::HALF_FLOATS.contains(&at) {
-                    interleave::<2>(&rows, row_bytes, from, &mut record[PANEL_ROWS * at..])
-                } else {
-                    interleave::<4>(&rows, row_bytes, from, &mut record[PANEL_ROWS * at..])
-                };
-            }
-            if let Some(at) = F::BITS {
-                let words = &mut record[PANEL_ROWS * at..][..4 * PANEL_ROWS];
-                words
-                    .chunks_exact_mut(4)
-                    .for_each(|word| change(word, spread));
-            }
+    let panels = TASK_BYTES.div_ceil(panel_bytes);
+    pool.for_each_chunk(bytes, panels * panel_bytes, |_, task, bytes| {
+        let mut rows = vec![0; panel_bytes];
+        for (i, panel) in bytes.chunks_exact_mut(panel_bytes).enumerate() {
+            fill((task * panels + i) * PANEL_ROWS, panel, &mut rows);
+            with_format!(
+                layout,
+                format => pack_panel(format, row_bytes, &rows, panel),
+                _ => unreachable!("floats have no panels"),
+            );
+        }
+    });
+}
+
+fn pack_panel<F: Format>(format: F, row_bytes: usize, rows: &[u8], panel: &mut [u8]) {
+    let Shape {
+        bytes, half_floats, ..
+    } = format.shape();
+    let records = panel.chunks_exact_mut(PANEL_ROWS * bytes);
+    for (b, record) in records.enumerate() {
+        let mut at = 0;
+        while at < bytes {
+            let from = b * bytes + at;
+            at += if half_floats.contains(&at) {
+                interleave::<2>(rows, row_bytes, from, &mut record[PANEL_ROWS * at..])
+            } else {
+                interleave::<4>(rows, row_bytes, from, &mut record[PANEL_ROWS * at..])
+            };
+        }
+        if let Some(at) = F::BITS {
+            let words = &mut record[PANEL_ROWS * at..][..4 * PANEL_ROWS];
+            words
+                .chunks_exact_mut(4)
+                .for_each(|word| change(word, spread));
         }
     }
 }
@@ -54,19 +73,23 @@ fn interleave<const N: usize>(rows: &[u8], row_bytes: usize, from: usize, to: &m
 }
 
 /// Writes row `r` of a panel as floats.
-pub(crate) fn dequantize_row(dtype: Dtype, panel: &[u8], r: usize, out: &mut [f32]) {
-    with_format!(dtype, F => dequantize::<F>(panel, r, out), _ => unreachable!("floats have no panels"));
+pub(crate) fn dequantize_row(layout: Layout, panel: &[u8], r: usize, out: &mut [f32]) {
+    with_format!(layout, format => dequantize(format, panel, r, out), _ => unreachable!("floats have no panels"));
 }
 
-fn dequantize<F: Format>(panel: &[u8], r: usize, out: &mut [f32]) {
+fn dequantize<F: Format>(format: F, panel: &[u8], r: usize, out: &mut [f32]) {
     const BLOCK_BYTES_MAX: usize = 210;
+    let Shape {
+        bytes,
+        chunks,
+        half_floats,
+    } = format.shape();
     let mut block = [0; BLOCK_BYTES_MAX];
-    let records = panel.chunks_exact(PANEL_ROWS * F::BYTES);
-    let outs = out.chunks_exact_mut(F::CHUNKS * crate::formats::CHUNK);
-    for (record, out) in records.zip(outs) {
+    let records = panel.chunks_exact(PANEL_ROWS * bytes);
+    for (record, out) in records.zip(out.chunks_exact_mut(chunks * CHUNK)) {
         let mut at = 0;
-        while at < F::BYTES {
-            let unit = if F::HALF_FLOATS.contains(&at) { 2 } else { 4 };
+        while at < bytes {
+            let unit = if half_floats.contains(&at) { 2 } else { 4 };
             let from = PANEL_ROWS * at + r * unit;
             block[at..at + unit].copy_from_slice(&record[from..from + unit]);
             if F::BITS == Some(at) {
@@ -74,7 +97,7 @@ fn dequantize<F: Format>(panel: &[u8], r: usize, out: &mut [f32]) {
             }
             at += unit;
         }
-        F::dequantize(&block[..F::BYTES], out);
+        format.dequantize(&block[..bytes], out);
     }
 }
 
@@ -92,26 +115,33 @@ mod tests {
         /// Against the definition on the blocks as they came.
         #[test]
         fn packed_rows_mean_what_they_meant(
-            dtype in prop::sample::select(Dtype::ALL[3..].to_vec()),
+            layout in crate::formats::tests::quantized(),
             rows in 1..40_usize,
             blocks in 1..3_usize,
+            threads in 1..3_usize,
             seed in prop::collection::vec(any::<u8>(), 64..128),
         ) {
-            let row_bytes = blocks * dtype.block_bytes();
+            let (block_bytes, block_len) = with_format!(
+                layout,
+                format => (format.shape().bytes, format.shape().chunks * CHUNK),
+                _ => unreachable!()
+            );
+            let row_bytes = blocks * block_bytes;
             let bytes: Vec<u8> = seed.iter().cycle().copied().take(rows * row_bytes).collect();
             let mut packed = bytes.clone();
-            pack(dtype, row_bytes, &mut packed);
-            prop_assert_eq!(packed.len(), rows.next_multiple_of(PANEL_ROWS) * row_bytes);
+            packed.resize(rows.next_multiple_of(PANEL_ROWS) * row_bytes, 0);
+            let pool = Pool::new(threads, false, |_| ()).unwrap();
+            pack(&pool, layout, row_bytes, &mut packed, |_, panel, rows| rows.copy_from_slice(panel));
             let panels = packed.chunks_exact(PANEL_ROWS * row_bytes);
             for (r, row) in bytes.chunks_exact(row_bytes).enumerate() {
-                let mut expected = vec![0.0; blocks * dtype.block_len()];
-                let outs = expected.chunks_exact_mut(dtype.block_len());
-                for (block, out) in row.chunks_exact(dtype.block_bytes()).zip(outs) {
-                    with_format!(dtype, F => F::dequantize(block, out), _ => unreachable!());
+                let mut expected = vec![0.0; blocks * block_len];
+                let outs = expected.chunks_exact_mut(block_len);
+                for (block, out) in row.chunks_exact(block_bytes).zip(outs) {
+                    with_format!(layout, format => format.dequantize(block, out), _ => unreachable!());
                 }
                 let mut out = vec![0.0; expected.len()];
                 let panel = panels.clone().nth(r / PANEL_ROWS).unwrap();
-                dequantize_row(dtype, panel, r % PANEL_ROWS, &mut out);
+                dequantize_row(layout, panel, r % PANEL_ROWS, &mut out);
                 let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<_>>();
                 prop_assert_eq!(bits(out), bits(expected));
             }

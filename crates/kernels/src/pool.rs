@@ -31,22 +31,7 @@ impl Pool {
         crowded: bool,
         pin: impl Fn(usize) + Clone + Send + 'static,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
-            job: UnsafeCell::new(None),
-            round: AtomicUsize::new(0),
-            working: AtomicUsize::new(0),
-            sleeping: AtomicUsize::new(0),
-            stop: AtomicBool::new(false),
-            gate: Mutex::new(None),
-            wake: Condvar::new(),
-            done: Condvar::new(),
-            spin: if crowded { Duration::ZERO } else { SPIN },
-        });
-        let mut pool = Self {
-            shared,
-            workers: Vec::with_capacity(threads - 1),
-            turn: Mutex::new(()),
-        };
+        let mut pool = Self::of(if crowded { Duration::ZERO } else { SPIN });
         for thread in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let pin = pin.clone();
@@ -58,6 +43,30 @@ impl Pool {
             })?);
         }
         Ok(pool)
+    }
+
+    /// Returns a pool of the calling thread alone.
+    pub(crate) fn caller() -> Self {
+        Self::of(Duration::ZERO)
+    }
+
+    fn of(spin: Duration) -> Self {
+        let shared = Shared {
+            job: UnsafeCell::new(None),
+            round: AtomicUsize::new(0),
+            working: AtomicUsize::new(0),
+            sleeping: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+            gate: Mutex::new(None),
+            wake: Condvar::new(),
+            done: Condvar::new(),
+            spin,
+        };
+        Self {
+            shared: Arc::new(shared),
+            workers: Vec::new(),
+            turn: Mutex::new(()),
+        }
     }
 
     pub(crate) fn threads(&self) -> usize {

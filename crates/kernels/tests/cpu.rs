@@ -3,8 +3,8 @@
 
 use proptest::prelude::*;
 use shoal_kernels::{
-    AttentionSpan, Cpu, CpuConfig, Dtype, HeadMap, Isa, KvCache, KvShape, Matrix, Rotary,
-    RotaryLayout,
+    AttentionSpan, Cpu, CpuConfig, Dtype, HeadMap, Isa, KvCache, KvShape, Matrix, MlxArrays,
+    MlxFormat, Rotary, RotaryLayout,
 };
 
 fn cpu(isa: Isa, threads: usize) -> Cpu {
@@ -315,31 +315,72 @@ fn products_that_share_activations_equal_single_ones_bit_for_bit() {
 /// Also across instruction sets, which all sum in the order of the columns.
 #[test]
 fn integer_products_do_not_depend_on_the_batch() {
-    let cols = 512;
-    for dtype in &Dtype::ALL[3..] {
-        let bytes = (0..dtype.row_bytes(cols).unwrap() * 37).map(|i| (i * 7 % 61) as u8);
-        let matrix = Matrix::new(*dtype, 37, cols, bytes.collect()).unwrap();
-        let x: Vec<f32> = (0..19 * cols).map(|i| (i as f32).sin()).collect();
-        let cpus: Vec<_> = Isa::ALL
-            .into_iter()
-            .filter(|&isa| isa != Isa::Scalar && isa.is_available())
-            .map(|isa| cpu(isa, 1))
-            .collect();
+    let (rows, cols) = (37, 512);
+    let bytes = |len: usize| (0..len).map(|i| (i * 7 % 61) as u8).collect::<Vec<u8>>();
+    let gguf = Dtype::ALL[3..].iter().map(|&dtype| {
+        let bytes = bytes(dtype.row_bytes(cols).unwrap() * rows);
+        Matrix::new(dtype, rows, cols, bytes).unwrap()
+    });
+    let mlx = mlx_formats().map(|(format, code_bits, scale_bits)| {
+        let codes = bytes(rows * cols * code_bits / 8);
+        let scales = bytes(rows * cols / 32 * scale_bits / 8);
+        let affine = matches!(format, MlxFormat::Affine { .. });
+        let arrays = MlxArrays {
+            codes: &codes,
+            scales: &scales,
+            biases: if affine { &scales } else { &[] },
+            global_scale: None,
+        };
+        Matrix::from_mlx(format, rows, cols, arrays).unwrap()
+    });
+    let cpus: Vec<_> = Isa::ALL
+        .into_iter()
+        .filter(|&isa| isa != Isa::Scalar && isa.is_available())
+        .map(|isa| cpu(isa, 1))
+        .collect();
+    let x: Vec<f32> = (0..19 * cols).map(|i| (i as f32).sin()).collect();
+    for matrix in gguf.chain(mlx) {
         let product = |cpu: &Cpu, x: &[f32]| {
-            let mut out = vec![0.0; x.len() / cols * 37];
+            let mut out = vec![0.0; x.len() / cols * rows];
             cpu.linear(x, &matrix, &mut out);
             out
         };
         let alone: Vec<f32> = cpus.first().map_or(vec![], |cpu| {
             x.chunks(cols).flat_map(|x| product(cpu, x)).collect()
         });
+        assert!(alone.iter().all(|x| x.is_finite()));
         for cpu in &cpus {
             for batch in [2, 3, 4, 7, 8, 11, 19] {
                 let together = x.chunks(batch * cols).flat_map(|x| product(cpu, x));
-                assert_eq!(together.collect::<Vec<_>>(), alone, "{dtype} by {batch}");
+                assert_eq!(
+                    together.collect::<Vec<_>>(),
+                    alone,
+                    "{} by {batch}",
+                    cpu.isa()
+                );
             }
         }
     }
+}
+
+/// The formats that are multiplied in integers, with the bits of a code and of the scales of 32 weights.
+fn mlx_formats() -> impl Iterator<Item = (MlxFormat, usize, usize)> {
+    let floats = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+    let affine = [2, 3, 4, 5, 6, 8].into_iter().flat_map(move |bits| {
+        // A group of its own for each kind of scales.
+        floats
+            .into_iter()
+            .zip([32, 64, 128])
+            .map(move |(floats, group)| {
+                let format = MlxFormat::Affine {
+                    bits,
+                    group,
+                    floats,
+                };
+                (format, bits, floats.block_bytes() * 8 * 32 / group)
+            })
+    });
+    affine.chain([(MlxFormat::MxFp4, 4, 8), (MlxFormat::NvFp4, 4, 16)])
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub(crate) trait Operation {
 pub(crate) trait Simd: Copy {
     /// Floats in a vector; divides `kv_cache::ALIGN` and `formats::PANEL_ROWS`.
     const LANES: usize;
+    /// Whether kernels compute products in integers where they may; without, they follow the definition.
+    const INTEGERS: bool = true;
     /// `LANES` floats.
     type F32: Copy;
     /// `LANES` 32-bit integers, each also seen as four bytes.

@@ -15,6 +15,7 @@ fn lanes<T>(f: impl FnMut(usize) -> T) -> [T; LANES] {
 
 impl Simd for Scalar {
     const LANES: usize = LANES;
+    const INTEGERS: bool = false;
     type F32 = [f32; LANES];
     type I32 = [u32; LANES];
 

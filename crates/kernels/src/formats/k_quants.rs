@@ -1,6 +1,6 @@
 //! Formats whose blocks are eight chunks with scales of their own scales.
 
-use super::{CHUNK, Format, Lanes, Scales, half_float};
+use super::{CHUNK, Format, Lanes, Scales, Shape, half_float};
 use crate::arch::Simd;
 
 /// Scales and minima of the eight chunks of a Q4_K or Q5_K block: f16 scale, f16 min, and 12 bytes of 6-bit factors of
@@ -81,63 +81,77 @@ fn dequantize_k(block: &[u8], quants: &[u8], fifth: impl Fn(usize) -> u8, out: &
 }
 
 /// Scales as in [`KHeader`], then 128 bytes: chunks `2i` and `2i + 1` are the low and high nibbles of run `i` of 32.
+#[derive(Clone, Copy)]
 pub(crate) struct Q4K;
 
 impl Format for Q4K {
-    const BYTES: usize = 144;
-    const HALF_FLOATS: &'static [usize] = &[0, 2];
-    const CHUNKS: usize = 8;
     const MINS: bool = true;
     type Header<S: Simd> = KHeader<S>;
 
-    fn dequantize(block: &[u8], out: &mut [f32]) {
+    #[inline(always)]
+    fn shape(self) -> Shape {
+        Shape {
+            bytes: 144,
+            chunks: 8,
+            half_floats: &[0, 2],
+        }
+    }
+
+    fn dequantize(self, block: &[u8], out: &mut [f32]) {
         dequantize_k(block, &block[16..], |_| 0, out);
     }
 
     #[inline(always)]
-    fn header<S: Simd>(s: S, block: Lanes<'_>) -> KHeader<S> {
+    fn header<S: Simd>(self, s: S, block: Lanes<'_>) -> KHeader<S> {
         KHeader::read(s, block)
     }
 
     #[inline(always)]
-    fn scales<S: Simd>(_: S, header: &KHeader<S>, _: Lanes<'_>, i: usize) -> Scales<S> {
+    fn scales<S: Simd>(self, _: S, header: &KHeader<S>, _: Lanes<'_>, i: usize) -> Scales<S> {
         header.chunk(i)
     }
 
     #[inline(always)]
-    fn quants<S: Simd>(s: S, block: Lanes<'_>, i: usize, group: usize) -> S::I32 {
+    fn quants<S: Simd>(self, s: S, block: Lanes<'_>, i: usize, group: usize) -> S::I32 {
         let pair = block.word(s, 16 + i / 2 * CHUNK + 4 * group);
         s.and(s.shift_right(pair, i as u32 % 2 * 4), 0x0f0f_0f0f)
     }
 }
 
 /// Scales as in [`KHeader`], 32 bytes whose bit `i` is the fifth bit of chunk `i`, then nibbles as in Q4_K.
+#[derive(Clone, Copy)]
 pub(crate) struct Q5K;
 
 impl Format for Q5K {
-    const BYTES: usize = 176;
-    const HALF_FLOATS: &'static [usize] = &[0, 2];
-    const CHUNKS: usize = 8;
     const MINS: bool = true;
     type Header<S: Simd> = KHeader<S>;
 
-    fn dequantize(block: &[u8], out: &mut [f32]) {
+    #[inline(always)]
+    fn shape(self) -> Shape {
+        Shape {
+            bytes: 176,
+            chunks: 8,
+            half_floats: &[0, 2],
+        }
+    }
+
+    fn dequantize(self, block: &[u8], out: &mut [f32]) {
         let fifth = |i: usize| block[16 + i % CHUNK] >> (i / CHUNK) & 1;
         dequantize_k(block, &block[48..], fifth, out);
     }
 
     #[inline(always)]
-    fn header<S: Simd>(s: S, block: Lanes<'_>) -> KHeader<S> {
+    fn header<S: Simd>(self, s: S, block: Lanes<'_>) -> KHeader<S> {
         KHeader::read(s, block)
     }
 
     #[inline(always)]
-    fn scales<S: Simd>(_: S, header: &KHeader<S>, _: Lanes<'_>, i: usize) -> Scales<S> {
+    fn scales<S: Simd>(self, _: S, header: &KHeader<S>, _: Lanes<'_>, i: usize) -> Scales<S> {
         header.chunk(i)
     }
 
     #[inline(always)]
-    fn quants<S: Simd>(s: S, block: Lanes<'_>, i: usize, group: usize) -> S::I32 {
+    fn quants<S: Simd>(self, s: S, block: Lanes<'_>, i: usize, group: usize) -> S::I32 {
         let pair = block.word(s, 48 + i / 2 * CHUNK + 4 * group);
         let nibbles = s.and(s.shift_right(pair, i as u32 % 2 * 4), 0x0f0f_0f0f);
         let bits = s.shift_right(block.word(s, 16 + 4 * group), i as u32);
@@ -148,17 +162,24 @@ impl Format for Q5K {
 /// 128 bytes of nibbles, 64 bytes of upper bit pairs, 16 signed scales (one for each 16 weights),
 /// f16 scale; zero point 32. In each half of four chunks, chunks 0 and 1 are the low and 2 and 3 the
 /// high nibbles of the half's two runs, and chunk `k` has bit pair `k` of the half's run of pairs.
+#[derive(Clone, Copy)]
 pub(crate) struct Q6K;
 
 impl Format for Q6K {
-    const BYTES: usize = 210;
-    const HALF_FLOATS: &'static [usize] = &[208];
-    const CHUNKS: usize = 8;
     const HALVES: bool = true;
     const ZERO: u8 = 32;
     type Header<S: Simd> = [S::F32; 16];
 
-    fn dequantize(block: &[u8], out: &mut [f32]) {
+    #[inline(always)]
+    fn shape(self) -> Shape {
+        Shape {
+            bytes: 210,
+            chunks: 8,
+            half_floats: &[208],
+        }
+    }
+
+    fn dequantize(self, block: &[u8], out: &mut [f32]) {
         let scale = half_float(block, 208);
         for (i, out) in out[..8 * CHUNK].iter_mut().enumerate() {
             let (half, k, j) = (i / 128, i / CHUNK % 4, i % CHUNK);
@@ -170,7 +191,7 @@ impl Format for Q6K {
     }
 
     #[inline(always)]
-    fn header<S: Simd>(s: S, block: Lanes<'_>) -> [S::F32; 16] {
+    fn header<S: Simd>(self, s: S, block: Lanes<'_>) -> [S::F32; 16] {
         let unit = block.half_float(s, 208);
         let mut scales = [unit; 16];
         for word in 0..4 {
@@ -186,7 +207,7 @@ impl Format for Q6K {
     }
 
     #[inline(always)]
-    fn scales<S: Simd>(_: S, header: &[S::F32; 16], _: Lanes<'_>, i: usize) -> Scales<S> {
+    fn scales<S: Simd>(self, _: S, header: &[S::F32; 16], _: Lanes<'_>, i: usize) -> Scales<S> {
         Scales {
             scales: [header[2 * i], header[2 * i + 1]],
             min: header[0],
@@ -194,7 +215,7 @@ impl Format for Q6K {
     }
 
     #[inline(always)]
-    fn quants<S: Simd>(s: S, block: Lanes<'_>, i: usize, group: usize) -> S::I32 {
+    fn quants<S: Simd>(self, s: S, block: Lanes<'_>, i: usize, group: usize) -> S::I32 {
         let (half, k) = (i / 4, i % 4);
         let nibbles = block.word(s, 64 * half + k % 2 * CHUNK + 4 * group);
         let low = s.and(s.shift_right(nibbles, k as u32 / 2 * 4), 0x0f0f_0f0f);

@@ -1,6 +1,6 @@
 //! Formats whose blocks are one chunk with one scale.
 
-use super::{CHUNK, Format, Lanes, Scales, half_float};
+use super::{CHUNK, Format, Lanes, Scales, Shape, half_float};
 use crate::arch::Simd;
 
 /// Declares a format of nibbles: f16 scale, f16 min if `mins`, a word of fifth bits if `bits`, then 16 bytes whose low
@@ -11,6 +11,7 @@ macro_rules! nibbles {
         zero: $zero:literal, mins: $mins:literal, bits: $bits:expr, table: $table:expr
     ) => {
         $(#[$doc])*
+        #[derive(Clone, Copy)]
         pub(crate) struct $name;
 
         impl $name {
@@ -19,16 +20,22 @@ macro_rules! nibbles {
         }
 
         impl Format for $name {
-            const BYTES: usize = $bytes;
-            const HALF_FLOATS: &'static [usize] = if $mins { &[0, 2] } else { &[0] };
             const BITS: Option<usize> = $bits;
-            const CHUNKS: usize = 1;
             const WIDE: bool = Self::TABLE.is_some();
             const ZERO: u8 = $zero;
             const MINS: bool = $mins;
             type Header<S: Simd> = ();
 
-            fn dequantize(block: &[u8], out: &mut [f32]) {
+            #[inline(always)]
+            fn shape(self) -> Shape {
+                Shape {
+                    bytes: $bytes,
+                    chunks: 1,
+                    half_floats: if $mins { &[0, 2] } else { &[0] },
+                }
+            }
+
+            fn dequantize(self, block: &[u8], out: &mut [f32]) {
                 let scale = half_float(block, 0);
                 let min = if $mins { half_float(block, 2) } else { 0.0 };
                 for (i, out) in out[..CHUNK].iter_mut().enumerate() {
@@ -41,10 +48,10 @@ macro_rules! nibbles {
             }
 
             #[inline(always)]
-            fn header<S: Simd>(_: S, _: Lanes<'_>) {}
+            fn header<S: Simd>(self, _: S, _: Lanes<'_>) {}
 
             #[inline(always)]
-            fn scales<S: Simd>(s: S, (): &(), block: Lanes<'_>, _: usize) -> Scales<S> {
+            fn scales<S: Simd>(self, s: S, (): &(), block: Lanes<'_>, _: usize) -> Scales<S> {
                 let scale = block.half_float(s, 0);
                 Scales {
                     scales: [scale; 2],
@@ -53,7 +60,7 @@ macro_rules! nibbles {
             }
 
             #[inline(always)]
-            fn quants<S: Simd>(s: S, block: Lanes<'_>, _: usize, group: usize) -> S::I32 {
+            fn quants<S: Simd>(self, s: S, block: Lanes<'_>, _: usize, group: usize) -> S::I32 {
                 let pair = block.word(s, Self::QUANTS + group % 4 * 4);
                 let nibbles = s.and(s.shift_right(pair, group as u32 / 4 * 4), 0x0f0f_0f0f);
                 if let Some(table) = Self::TABLE {
@@ -97,28 +104,35 @@ const IQ4_NL: [u8; 16] = [
 ];
 
 /// f16 scale, 32 signed bytes.
+#[derive(Clone, Copy)]
 pub(crate) struct Q8_0;
 
 impl Format for Q8_0 {
-    const BYTES: usize = 34;
-    const HALF_FLOATS: &'static [usize] = &[0];
-    const CHUNKS: usize = 1;
     const WIDE: bool = true;
     const ZERO: u8 = 128;
     type Header<S: Simd> = ();
 
-    fn dequantize(block: &[u8], out: &mut [f32]) {
+    #[inline(always)]
+    fn shape(self) -> Shape {
+        Shape {
+            bytes: 34,
+            chunks: 1,
+            half_floats: &[0],
+        }
+    }
+
+    fn dequantize(self, block: &[u8], out: &mut [f32]) {
         let scale = half_float(block, 0);
-        for (&q, out) in block[2..Self::BYTES].iter().zip(out) {
+        for (&q, out) in block[2..34].iter().zip(out) {
             *out = scale * f32::from(q as i8);
         }
     }
 
     #[inline(always)]
-    fn header<S: Simd>(_: S, _: Lanes<'_>) {}
+    fn header<S: Simd>(self, _: S, _: Lanes<'_>) {}
 
     #[inline(always)]
-    fn scales<S: Simd>(s: S, (): &(), block: Lanes<'_>, _: usize) -> Scales<S> {
+    fn scales<S: Simd>(self, s: S, (): &(), block: Lanes<'_>, _: usize) -> Scales<S> {
         let scale = block.half_float(s, 0);
         Scales {
             scales: [scale; 2],
@@ -127,7 +141,7 @@ impl Format for Q8_0 {
     }
 
     #[inline(always)]
-    fn quants<S: Simd>(s: S, block: Lanes<'_>, _: usize, group: usize) -> S::I32 {
+    fn quants<S: Simd>(self, s: S, block: Lanes<'_>, _: usize, group: usize) -> S::I32 {
         // Flipping the sign bit adds the zero point.
         s.xor(block.word(s, 2 + 4 * group), 0x8080_8080)
     }

@@ -4,7 +4,7 @@
 use std::marker::PhantomData;
 
 use crate::arch::Simd;
-use crate::formats;
+use crate::formats::{self, Layout};
 use crate::{Dtype, Matrix};
 
 use super::{Columns, Rows};
@@ -21,10 +21,10 @@ pub(crate) fn multiply<S: Simd>(
     scratch: &mut Vec<f32>,
     out: &Columns<'_>,
 ) {
-    match rows.matrix.dtype() {
-        Dtype::F32 => multiply_floats::<S, F32>(s, rows, x, out),
-        Dtype::F16 => multiply_floats::<S, F16>(s, rows, x, out),
-        Dtype::Bf16 => multiply_floats::<S, Bf16>(s, rows, x, out),
+    match rows.matrix.layout() {
+        Layout::Gguf(Dtype::F32) => multiply_floats::<S, F32>(s, rows, x, out),
+        Layout::Gguf(Dtype::F16) => multiply_floats::<S, F16>(s, rows, x, out),
+        Layout::Gguf(Dtype::Bf16) => multiply_floats::<S, Bf16>(s, rows, x, out),
         _ => multiply_quantized(s, rows, x, scratch, out),
     }
 }

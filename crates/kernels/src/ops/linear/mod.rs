@@ -12,10 +12,10 @@ mod panel;
 use std::ops::Range;
 use std::sync::Mutex;
 
+use crate::Matrix;
 use crate::arch::{Operation, Simd, Token};
 use crate::formats::{PANEL_ROWS, with_format};
 use crate::pool::{Pool, SharedSlice, lock};
-use crate::{Dtype, Matrix};
 
 use activations::Activations;
 
@@ -53,11 +53,9 @@ pub(crate) fn linear_many(
     if tokens == 0 {
         return;
     }
-    let in_integers = |dtype: Dtype| dtype.is_quantized() && !matches!(isa, Token::Scalar(_));
-    if products
-        .iter()
-        .any(|(matrix, _)| in_integers(matrix.dtype()))
-    {
+    let in_integers =
+        |matrix: &Matrix| matrix.layout().is_quantized() && !matches!(isa, Token::Scalar(_));
+    if products.iter().any(|(matrix, _)| in_integers(matrix)) {
         scratch.activations.quantize(pool, isa, x, cols);
     }
     let Scratch { activations, rows } = &*scratch;
@@ -81,7 +79,7 @@ pub(crate) fn linear_many(
         let (rows, out) = product.task(task, tokens);
         isa.run(MultiplyRows {
             x,
-            activations: in_integers(rows.matrix.dtype()).then_some(activations),
+            activations: in_integers(rows.matrix).then_some(activations),
             rows,
             out,
             scratch,
@@ -171,12 +169,16 @@ impl Operation for MultiplyRows<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        // A constant, which spares the compiler every integer kernel of the scalar instruction set.
+        if !S::INTEGERS {
+            return float::multiply(s, &self.rows, self.x, self.scratch, &self.out);
+        }
         let Some(activations) = self.activations else {
             return float::multiply(s, &self.rows, self.x, self.scratch, &self.out);
         };
         with_format!(
-            self.rows.matrix.dtype(),
-            F => panel::multiply::<S, F>(s, &self.rows, activations, &self.out),
+            self.rows.matrix.layout(),
+            format => panel::multiply(s, format, &self.rows, activations, &self.out),
             _ => unreachable!("float weights are not multiplied in integers"),
         );
     }

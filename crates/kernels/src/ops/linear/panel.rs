@@ -5,11 +5,10 @@
 //! across lanes. Every output is summed in the order of its columns whatever the tile, so that a token's outputs do not
 //! depend on which other tokens are computed with it, nor on the instruction set.
 
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::arch::Simd;
-use crate::formats::{CHUNK, Format, Lanes, PANEL_ROWS, Scales};
+use crate::formats::{CHUNK, Format, Lanes, PANEL_ROWS, Scales, Shape};
 
 use super::activations::{Activations, Side, TILE};
 use super::{Columns, Rows};
@@ -22,6 +21,7 @@ const CACHE_LINE_BYTES: usize = 64;
 #[inline(always)]
 pub(crate) fn multiply<S: Simd, F: Format>(
     s: S,
+    format: F,
     rows: &Rows<'_>,
     activations: &Activations,
     out: &Columns<'_>,
@@ -29,6 +29,7 @@ pub(crate) fn multiply<S: Simd, F: Format>(
     let mut first = rows.range.start;
     while first < rows.range.end {
         let panel = Panel {
+            format,
             bytes: rows.matrix.panel(first / PANEL_ROWS),
             first,
             rows: PANEL_ROWS.min(rows.range.end - first),
@@ -45,22 +46,22 @@ pub(crate) fn multiply<S: Simd, F: Format>(
             let width = activations.width(i);
             match S::LANES {
                 PANEL_ROWS => match width {
-                    1 => panel.multiply::<S, F, 1, 1, 1>(s, tile, out),
-                    2 => panel.multiply::<S, F, 1, 2, 2>(s, tile, out),
-                    4 => panel.multiply::<S, F, 1, 4, 4>(s, tile, out),
-                    _ => panel.multiply::<S, F, 1, 8, TILE>(s, tile, out),
+                    1 => panel.multiply::<S, 1, 1, 1>(s, tile, out),
+                    2 => panel.multiply::<S, 1, 2, 2>(s, tile, out),
+                    4 => panel.multiply::<S, 1, 4, 4>(s, tile, out),
+                    _ => panel.multiply::<S, 1, 8, TILE>(s, tile, out),
                 },
                 8 => match width {
-                    1 => panel.multiply::<S, F, 2, 1, 1>(s, tile, out),
-                    2 => panel.multiply::<S, F, 2, 2, 2>(s, tile, out),
-                    4 => panel.multiply::<S, F, 1, 4, 4>(s, tile, out),
-                    _ => panel.multiply::<S, F, 1, 4, TILE>(s, tile, out),
+                    1 => panel.multiply::<S, 2, 1, 1>(s, tile, out),
+                    2 => panel.multiply::<S, 2, 2, 2>(s, tile, out),
+                    4 => panel.multiply::<S, 1, 4, 4>(s, tile, out),
+                    _ => panel.multiply::<S, 1, 4, TILE>(s, tile, out),
                 },
                 _ => match width {
-                    1 => panel.multiply::<S, F, 4, 1, 1>(s, tile, out),
-                    2 => panel.multiply::<S, F, 4, 2, 2>(s, tile, out),
-                    4 => panel.multiply::<S, F, 4, 4, 4>(s, tile, out),
-                    _ => panel.multiply::<S, F, 4, 4, TILE>(s, tile, out),
+                    1 => panel.multiply::<S, 4, 1, 1>(s, tile, out),
+                    2 => panel.multiply::<S, 4, 2, 2>(s, tile, out),
+                    4 => panel.multiply::<S, 4, 4, 4>(s, tile, out),
+                    _ => panel.multiply::<S, 4, 4, TILE>(s, tile, out),
                 },
             }
         }
@@ -68,7 +69,8 @@ pub(crate) fn multiply<S: Simd, F: Format>(
     }
 }
 
-struct Panel<'a> {
+struct Panel<'a, F> {
+    format: F,
     bytes: &'a [u8],
     /// Its first row.
     first: usize,
@@ -83,10 +85,10 @@ struct Tile<'a> {
     first: usize,
 }
 
-impl Panel<'_> {
+impl<F: Format> Panel<'_, F> {
     /// Computes a tile of `W` tokens, `T` tokens and `R` vectors of rows at a time.
     #[inline(always)]
-    fn multiply<S: Simd, F: Format, const R: usize, const T: usize, const W: usize>(
+    fn multiply<S: Simd, const R: usize, const T: usize, const W: usize>(
         &self,
         s: S,
         tile: Tile<'_>,
@@ -94,7 +96,7 @@ impl Panel<'_> {
     ) {
         for offset in (0..W).step_by(T) {
             for lane in (0..PANEL_ROWS).step_by(R * S::LANES) {
-                let sums = self.sums::<S, F, R, T, W>(s, tile, offset, lane);
+                let sums = self.sums::<S, R, T, W>(s, tile, offset, lane);
                 for (t, sums) in sums.iter().enumerate() {
                     let token = tile.first + offset + t;
                     if token >= out.tokens || lane >= self.rows {
@@ -113,7 +115,7 @@ impl Panel<'_> {
 
     /// Returns the products of `R` vectors of rows from `lane` on with `T` tokens of a tile of `W`, from `offset` on.
     #[inline(always)]
-    fn sums<S: Simd, F: Format, const R: usize, const T: usize, const W: usize>(
+    fn sums<S: Simd, const R: usize, const T: usize, const W: usize>(
         &self,
         s: S,
         tile: Tile<'_>,
@@ -121,11 +123,13 @@ impl Panel<'_> {
         lane: usize,
     ) -> [[S::F32; R]; T] {
         let mut sums = [[s.splat(0.0); R]; T];
-        let records = self.bytes.chunks_exact(PANEL_ROWS * F::BYTES);
+        let Shape { bytes, chunks, .. } = self.format.shape();
+        let records = self.bytes.chunks_exact(PANEL_ROWS * bytes);
         let blocks = tile
             .quants
-            .chunks_exact(W * F::CHUNKS)
-            .zip(tile.sides.chunks_exact(W * F::CHUNKS));
+            .chunks_exact(W * chunks)
+            .zip(tile.sides.chunks_exact(W * chunks));
+        let chunk_bytes = PANEL_ROWS * bytes / chunks;
         let first_pass = tile.first + offset + lane == 0;
         for (record, (quants, sides)) in records.zip(blocks) {
             let mut lanes = [Lanes {
@@ -135,32 +139,31 @@ impl Panel<'_> {
             for (v, lanes) in lanes.iter_mut().enumerate() {
                 lanes.first += v * S::LANES;
             }
-            let mut headers = [F::header(s, lanes[0]); R];
+            let mut headers = [self.format.header(s, lanes[0]); R];
             for v in 1..R {
-                headers[v] = F::header(s, lanes[v]);
+                headers[v] = self.format.header(s, lanes[v]);
             }
-            for i in 0..F::CHUNKS {
+            for i in 0..chunks {
                 if first_pass {
-                    let bytes = record.len() / F::CHUNKS;
                     let ahead = record
                         .as_ptr()
-                        .wrapping_add(PREFETCH_BYTES + record.len() + i * bytes);
-                    for line in (0..bytes).step_by(CACHE_LINE_BYTES) {
+                        .wrapping_add(PREFETCH_BYTES + record.len() + i * chunk_bytes);
+                    for line in (0..chunk_bytes).step_by(CACHE_LINE_BYTES) {
                         s.prefetch(ahead.wrapping_add(line));
                     }
                 }
                 let fours = quants[i * W..(i + 1) * W].as_flattened().as_chunks::<4>().0;
                 let chunk = Chunk::<F, R, W> {
+                    format: self.format,
                     lanes: &lanes,
                     i,
                     fours,
                     sides: &sides[i * W..(i + 1) * W],
                     offset,
-                    format: PhantomData,
                 };
-                let mut scales = [F::scales(s, &headers[0], lanes[0], i); R];
+                let mut scales = [self.format.scales(s, &headers[0], lanes[0], i); R];
                 for v in 1..R {
-                    scales[v] = F::scales(s, &headers[v], lanes[v], i);
+                    scales[v] = self.format.scales(s, &headers[v], lanes[v], i);
                 }
                 if F::HALVES {
                     chunk.add::<S, T>(s, 0..4, 0, &scales, &mut sums);
@@ -176,6 +179,7 @@ impl Panel<'_> {
 
 /// A chunk of `R` vectors of rows, and of a tile of `W` tokens.
 struct Chunk<'a, F, const R: usize, const W: usize> {
+    format: F,
     lanes: &'a [Lanes<'a>; R],
     /// Its place in the block.
     i: usize,
@@ -184,7 +188,6 @@ struct Chunk<'a, F, const R: usize, const W: usize> {
     sides: &'a [Side],
     /// The first token.
     offset: usize,
-    format: PhantomData<F>,
 }
 
 impl<F: Format, const R: usize, const W: usize> Chunk<'_, F, R, W> {
@@ -214,7 +217,7 @@ impl<F: Format, const R: usize, const W: usize> Chunk<'_, F, R, W> {
         for group in groups {
             let mut w = [s.splat_i32(0); R];
             for (w, &lanes) in w.iter_mut().zip(self.lanes) {
-                *w = F::quants(s, lanes, self.i, group);
+                *w = self.format.quants(s, lanes, self.i, group);
             }
             for (t, dots) in dots.iter_mut().enumerate() {
                 let y = s.splat_bytes(self.fours[group * W + self.offset + t]);

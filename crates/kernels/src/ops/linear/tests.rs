@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::formats::CHUNK;
-use crate::{Cpu, CpuConfig, Isa};
+use crate::{Cpu, CpuConfig, Dtype, Isa};
 
 /// Offsets of the half-precision fields of a block.
 fn f16_fields(dtype: Dtype) -> &'static [usize] {
@@ -31,37 +31,46 @@ fn activation() -> impl Strategy<Value = f32> {
     (-1.0_f32..1.0, exponent).prop_map(|(x, exponent)| x * 2.0_f32.powi(exponent))
 }
 
-#[derive(Debug)]
-struct Case {
-    dtype: Dtype,
-    rows: usize,
-    cols: usize,
-    bytes: Vec<u8>,
-    x: Vec<f32>,
-}
-
-fn case() -> impl Strategy<Value = Case> {
+fn gguf_matrix() -> impl Strategy<Value = Matrix> {
     let quantized = Dtype::ALL.into_iter().filter(|dtype| dtype.is_quantized());
     let dtype = prop::sample::select(quantized.collect::<Vec<_>>());
-    (dtype, 1..70_usize, 1..4_usize, 1..19_usize).prop_flat_map(|(dtype, rows, blocks, tokens)| {
-        let cols = blocks * dtype.block_len();
+    (dtype, 1..70_usize, 1..4_usize).prop_flat_map(|(dtype, rows, blocks)| {
         let bytes = prop::collection::vec(any::<u8>(), rows * blocks * dtype.block_bytes());
         let scales = prop::collection::vec(scale(), rows * blocks * 2);
-        let x = prop::collection::vec(activation(), tokens * cols);
-        (bytes, scales, x).prop_map(move |(mut bytes, scales, x)| {
+        (bytes, scales).prop_map(move |(mut bytes, scales)| {
             let mut scales = scales.into_iter();
             for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
                 for (&at, scale) in f16_fields(dtype).iter().zip(scales.by_ref()) {
                     block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
                 }
             }
-            Case {
-                dtype,
-                rows,
-                cols,
-                bytes,
-                x,
-            }
+            Matrix::new(dtype, rows, blocks * dtype.block_len(), bytes).unwrap()
+        })
+    })
+}
+
+fn mlx_matrix() -> impl Strategy<Value = Matrix> {
+    let shape = (crate::mlx::tests::format(), 1..70_usize, 1..4_usize);
+    shape.prop_flat_map(|(format, rows, groups)| {
+        let cols = groups * crate::mlx::tests::whole(format);
+        crate::mlx::tests::arrays(format, rows, cols)
+            .prop_map(move |arrays| arrays.matrix(format, rows, cols))
+    })
+}
+
+#[derive(Debug)]
+struct Case {
+    matrix: Matrix,
+    x: Vec<f32>,
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let matrix = prop_oneof![gguf_matrix(), mlx_matrix()];
+    (matrix, 1..19_usize).prop_flat_map(|(matrix, tokens)| {
+        let x = prop::collection::vec(activation(), tokens * matrix.cols());
+        x.prop_map(move |x| Case {
+            matrix: matrix.clone(),
+            x,
         })
     })
 }
@@ -120,12 +129,12 @@ fn cpus() -> Vec<Cpu> {
 
 proptest! {
     // The default heeds PROPTEST_CASES, which asks for fewer where the processor is emulated.
-    #![proptest_config(ProptestConfig::with_cases(96.min(ProptestConfig::default().cases)))]
+    #![proptest_config(ProptestConfig::with_cases(160.min(ProptestConfig::default().cases)))]
 
     #[test]
     fn quantized_products_agree(case in case()) {
-        let Case { dtype, rows, cols, bytes, x } = case;
-        let matrix = Matrix::new(dtype, rows, cols, bytes).unwrap();
+        let Case { matrix, x } = case;
+        let (layout, rows, cols) = (matrix.layout(), matrix.rows(), matrix.cols());
         let tokens = x.len() / cols;
         for cpu in cpus() {
             let mut out = vec![f32::NAN; tokens * rows];
@@ -138,12 +147,12 @@ proptest! {
                 // 2^-24 for each of a few hundred roundings at most, and one subnormal each.
                 let slack = magnitude * 2e-6 + 1e-36;
                 let error = (f64::from(out) - exact).abs();
-                if cpu.isa() == Isa::Scalar {
+                if cpu.isa() == Isa::Scalar || !layout.is_quantized() {
                     prop_assert!(error <= slack + exact.abs() * 1e-5 + bound * 1e-3, "{out} for {exact}");
                 } else {
                     let off = (f64::from(out) - integer).abs();
-                    prop_assert!(off <= slack, "{} {dtype}: {out} for {integer}, {off} > {slack}", cpu.isa());
-                    prop_assert!(error <= bound + slack, "{} {dtype}: {out} for {exact}", cpu.isa());
+                    prop_assert!(off <= slack, "{} {layout:?}: {out} for {integer}, {off} > {slack}", cpu.isa());
+                    prop_assert!(error <= bound + slack, "{} {layout:?}: {out} for {exact}", cpu.isa());
                 }
             }
         }
