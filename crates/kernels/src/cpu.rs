@@ -6,7 +6,10 @@ use crate::ops::attention::{self, Attention};
 use crate::ops::elementwise::{Add, RmsNorm, SiluMul};
 use crate::ops::linear;
 use crate::pool::{Pool, lock};
-use crate::{AttentionSpan, HeadMap, Isa, KvCache, Matrix, Rotary, machine};
+use crate::{
+    AttentionSpan, Dtype, HeadMap, Isa, KvCache, Matrix, MatrixError, MlxArrays, MlxFormat, Rotary,
+    machine,
+};
 
 /// How a [`Cpu`] is set up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +83,34 @@ impl Cpu {
     /// Returns the number of threads, the caller's included.
     pub fn threads(&self) -> usize {
         self.pool.threads()
+    }
+
+    /// Does what [`Matrix::new`] does, on all threads.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn matrix(
+        &self,
+        dtype: Dtype,
+        rows: usize,
+        cols: usize,
+        bytes: Vec<u8>,
+    ) -> Result<Matrix, MatrixError> {
+        Matrix::pack_gguf(&self.pool, dtype, rows, cols, bytes)
+    }
+
+    /// Does what [`Matrix::from_mlx`] does, on all threads.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn matrix_from_mlx(
+        &self,
+        format: MlxFormat,
+        rows: usize,
+        cols: usize,
+        arrays: MlxArrays<'_>,
+    ) -> Result<Matrix, MatrixError> {
+        Matrix::pack_mlx(&self.pool, format, rows, cols, arrays)
     }
 
     /// Computes `out[t, r] = Σ x[t, c] × w[r, c]`.

@@ -9,7 +9,7 @@ use crate::formats::{CHUNK, Format, Layout, PANEL_ROWS, Shape, gather, spread, w
 use crate::pool::Pool;
 
 /// Bytes of panels that a task makes at least, to outweigh the handing out of tasks.
-const TASK_BYTES: usize = 1 << 20;
+const TASK_BYTES: usize = 64 << 10;
 
 /// Makes `bytes` panels. For each, `fill(first, panel, rows)` writes the blocks of the rows from row `first` on; it is
 /// shown what the panel's bytes are before that.

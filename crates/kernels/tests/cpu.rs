@@ -388,14 +388,38 @@ fn results_do_not_depend_on_the_number_of_threads() {
     let isa = Isa::detect();
     let x: Vec<f32> = (0..9 * 64).map(|i| (i as f32).sin()).collect();
     let bytes = (0..Dtype::Q8_0.row_bytes(64).unwrap() * 3000).map(|i| (i % 50) as u8);
-    let matrix = Matrix::new(Dtype::Q8_0, 3000, 64, bytes.collect()).unwrap();
-    let outs = [1, 2, 5].map(|threads| {
-        let mut out = vec![0.0; 9 * 3000];
-        cpu(isa, threads).linear(&x, &matrix, &mut out);
-        out
-    });
-    assert_eq!(outs[0], outs[1]);
-    assert_eq!(outs[0], outs[2]);
+    let bytes: Vec<u8> = bytes.collect();
+    let format = MlxFormat::Affine {
+        bits: 8,
+        group: 64,
+        floats: Dtype::Bf16,
+    };
+    let arrays = MlxArrays {
+        codes: &bytes[..3000 * 64],
+        scales: &bytes[..3000 * 2],
+        biases: &bytes[1..][..3000 * 2],
+        global_scale: None,
+    };
+    let products = |cpu: &Cpu, [gguf, mlx]: [Matrix; 2]| {
+        [gguf, mlx].map(|matrix| {
+            let mut out = vec![0.0; 9 * 3000];
+            cpu.linear(&x, &matrix, &mut out);
+            out
+        })
+    };
+    let alone = [
+        Matrix::new(Dtype::Q8_0, 3000, 64, bytes.clone()).unwrap(),
+        Matrix::from_mlx(format, 3000, 64, arrays).unwrap(),
+    ];
+    let expected = products(&cpu(isa, 1), alone);
+    for threads in [1, 2, 5] {
+        let cpu = cpu(isa, threads);
+        let matrices = [
+            cpu.matrix(Dtype::Q8_0, 3000, 64, bytes.clone()).unwrap(),
+            cpu.matrix_from_mlx(format, 3000, 64, arrays).unwrap(),
+        ];
+        assert_eq!(products(&cpu, matrices), expected, "{threads} threads");
+    }
 }
 
 #[test]

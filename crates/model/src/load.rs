@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use shoal_fabric::{Group, Rank};
-use shoal_kernels::Matrix;
+use shoal_kernels::{Cpu, Matrix};
 
 use crate::error::ModelError;
 use crate::gguf::Gguf;
@@ -67,6 +67,7 @@ pub(crate) fn distribute(
     file: &Gguf,
     spec: &ModelSpec,
     plan: &SplitPlan,
+    cpu: &Cpu,
     group: &mut Group,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Weights, ModelError> {
@@ -82,7 +83,7 @@ pub(crate) fn distribute(
         let slices: Vec<Slice> = (0..plan.world())
             .map(|rank| plan.slice(weight, rank))
             .collect();
-        let mut own = Matrix::buffer(slices[0].bytes(weight));
+        let mut own = slices[0].buffer(weight);
         let rows_max = (PIECE_BYTES / stride).max(1);
         for first in (0..weight.rows).step_by(rows_max) {
             let rows = first..weight.rows.min(first + rows_max);
@@ -103,7 +104,7 @@ pub(crate) fn distribute(
             done_bytes += data.len() as u64;
             progress(done_bytes, total_bytes);
         }
-        slab(weight, &slices[0], own)
+        slab(cpu, weight, &slices[0], own)
     })
 }
 
@@ -111,6 +112,7 @@ pub(crate) fn distribute(
 pub(crate) fn receive(
     spec: &ModelSpec,
     plan: &SplitPlan,
+    cpu: &Cpu,
     group: &mut Group,
 ) -> Result<Weights, ModelError> {
     let rank = usize::from(group.rank().0);
@@ -118,7 +120,7 @@ pub(crate) fn receive(
     Weights::assemble(spec, &mut |weight| {
         let slice = plan.slice(weight, rank);
         let len = slice.bytes(weight);
-        let mut bytes = Matrix::buffer(len);
+        let mut bytes = slice.buffer(weight);
         while bytes.len() < len {
             group.recv(Rank(0), &mut piece)?;
             if piece.is_empty() || piece.len() > len - bytes.len() {
@@ -129,7 +131,7 @@ pub(crate) fn receive(
             }
             bytes.extend_from_slice(&piece);
         }
-        slab(weight, &slice, bytes)
+        slab(cpu, weight, &slice, bytes)
     })
 }
 
@@ -195,6 +197,10 @@ impl Slice {
         self.rows.len() * row_bytes(weight, self.cols.len())
     }
 
+    fn buffer(&self, weight: &WeightSpec) -> Vec<u8> {
+        Matrix::buffer(weight.dtype, self.rows.len(), self.cols.len())
+    }
+
     /// Appends to `out` what belongs to the slice of `data`, which holds the given rows of the weight.
     fn cut(&self, weight: &WeightSpec, rows: Range<usize>, data: &[u8], out: &mut Vec<u8>) {
         let stride = row_bytes(weight, weight.cols);
@@ -211,8 +217,9 @@ impl Slice {
     }
 }
 
-fn slab(weight: &WeightSpec, slice: &Slice, bytes: Vec<u8>) -> Result<Slab, ModelError> {
-    let matrix = Matrix::new(weight.dtype, slice.rows.len(), slice.cols.len(), bytes)
+fn slab(cpu: &Cpu, weight: &WeightSpec, slice: &Slice, bytes: Vec<u8>) -> Result<Slab, ModelError> {
+    let matrix = cpu
+        .matrix(weight.dtype, slice.rows.len(), slice.cols.len(), bytes)
         .map_err(|error| ModelError::Handover(format!("{}: {error}", weight.name)))?;
     Ok(Slab {
         matrix,

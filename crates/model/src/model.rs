@@ -45,8 +45,8 @@ impl Model {
         };
         let mut message = serde_json::to_vec(&handover).expect("a spec is plain data");
         group.broadcast(ROOT, &mut message)?;
-        Self::load(&message, cpu, group, |spec, split, group| {
-            load::distribute(file, spec, split, group, progress)
+        Self::load(&message, cpu, group, |spec, split, cpu, group| {
+            load::distribute(file, spec, split, cpu, group, progress)
         })
     }
 
@@ -66,7 +66,7 @@ impl Model {
         message: &[u8],
         cpu: Cpu,
         group: &mut Group,
-        fetch: impl FnOnce(&ModelSpec, &SplitPlan, &mut Group) -> Result<Weights, ModelError>,
+        fetch: impl FnOnce(&ModelSpec, &SplitPlan, &Cpu, &mut Group) -> Result<Weights, ModelError>,
     ) -> Result<Self, ModelError> {
         let Handover {
             spec,
@@ -85,7 +85,7 @@ impl Model {
         let rank = usize::from(group.rank().0);
         let cache = KvCache::new(kv_shape(&spec, &split, rank, &config)?)
             .map_err(|KvCacheError { size_mib }| ModelError::KvCache { size_mib })?;
-        let weights = fetch(&spec, &split, group)?;
+        let weights = fetch(&spec, &split, &cpu, group)?;
         group.barrier()?;
 
         let heads = split.part(Axis::Heads, rank);

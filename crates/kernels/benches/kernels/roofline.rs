@@ -11,7 +11,7 @@ use std::hint::black_box;
 use std::thread;
 
 use criterion::{Criterion, SamplingMode, Throughput};
-use shoal_kernels::Matrix;
+use shoal_kernels::{Dtype, Matrix};
 
 use crate::machine::Machine;
 use peak::Peak;
@@ -25,7 +25,7 @@ pub(crate) fn bench(criterion: &mut Criterion, machine: &Machine) {
     for way in read::WAYS {
         group.bench_function(way.name, |bencher| {
             let bytes: &mut Vec<u8> = made.get_or_insert_with(|| {
-                let mut bytes = Matrix::buffer(machine.large_bytes);
+                let mut bytes = Matrix::buffer(Dtype::F32, 1, machine.large_bytes / 4);
                 bytes.resize(machine.large_bytes, 1);
                 bytes
             });
