@@ -134,6 +134,10 @@ impl Group {
                 "gathering {values} values of rank {own} of {world} into room for {room} with lengths {lens:?}"
             )));
         }
+        if self.world() == 1 {
+            out.copy_from_slice(mine);
+            return Ok(());
+        }
         let mut parts = split(out, lens);
         parts.remove(own).copy_from_slice(mine);
         let recvs = from_all(&self.wire, parts);

@@ -121,15 +121,15 @@ impl Cpu {
     /// # Panics
     /// If the shapes do not fit.
     pub fn linear(&self, x: &[f32], w: &Matrix, out: &mut [f32]) {
-        self.linear_many(x, &mut [(w, out)]);
+        self.linear_many(x, [(w, out)]);
     }
 
     /// Computes [`linear`](Self::linear) of the same `x` with several matrices, preparing `x` once.
     ///
     /// # Panics
     /// If the shapes do not fit.
-    pub fn linear_many(&self, x: &[f32], products: &mut [(&Matrix, &mut [f32])]) {
-        for (w, out) in &*products {
+    pub fn linear_many<const N: usize>(&self, x: &[f32], products: [(&Matrix, &mut [f32]); N]) {
+        for (w, out) in &products {
             assert_eq!(x.len() % w.cols(), 0, "x holds whole tokens");
             let tokens = x.len() / w.cols();
             assert_eq!(out.len(), tokens * w.rows(), "out is tokens × rows");

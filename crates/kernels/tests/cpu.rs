@@ -303,10 +303,10 @@ fn products_that_share_activations_equal_single_ones_bit_for_bit() {
                 .each_ref()
                 .map(|matrix| vec![0.0; tokens * matrix.rows()]);
             let mut outs = many.iter_mut();
-            let mut products = matrices
+            let products = matrices
                 .each_ref()
                 .map(|matrix| (matrix, outs.next().unwrap().as_mut_slice()));
-            cpu.linear_many(&x, &mut products);
+            cpu.linear_many(&x, products);
             assert_eq!(many, single);
         }
     }
@@ -427,7 +427,7 @@ fn empty_inputs_are_no_work() {
     let cpu = cpu(Isa::detect(), 2);
     let matrix = Matrix::new(Dtype::F32, 2, 4, vec![0; 32]).unwrap();
     cpu.linear(&[], &matrix, &mut []);
-    cpu.linear_many(&[], &mut []);
+    cpu.linear_many(&[], []);
     cpu.add(&mut [], &[]);
     cpu.rms_norm(&[], &[1.0], 1e-5, &mut []);
     let shape = KvShape {

@@ -5,6 +5,7 @@
 
 use shoal_fabric::{FabricError, Group};
 use shoal_kernels::AttentionSpan;
+use smallvec::SmallVec;
 
 use crate::error::ModelError;
 use crate::load::{Block, LoadConfig, Slab};
@@ -70,6 +71,8 @@ pub(crate) struct Buffers {
     partial: Vec<f32>,
     logits_part: Vec<f32>,
     logits_parts: Vec<f32>,
+    /// How many of those each rank has.
+    logits_lens: Vec<usize>,
     logits: Vec<f32>,
 }
 
@@ -94,6 +97,7 @@ impl Buffers {
             // As many rows as sequences want logits; known only when they do.
             logits_part: Vec::new(),
             logits_parts: Vec::new(),
+            logits_lens: Vec::new(),
             logits: Vec::new(),
         }
     }
@@ -116,7 +120,7 @@ impl Model {
     ) -> Result<Logits<'_>, ModelError> {
         let tokens = self.check(spans)?;
         let peers = &mut Peers { group, progress };
-        let reads: Vec<AttentionSpan<'_>> = spans
+        let reads: SmallVec<[AttentionSpan<'_>; SPANS_INLINE]> = spans
             .iter()
             .map(|span| AttentionSpan {
                 pages: &span.pages,
@@ -244,7 +248,7 @@ impl Model {
         );
         cpu.linear_many(
             normed,
-            &mut [
+            [
                 (&block.query.matrix, &mut *query),
                 (&block.key.matrix, &mut *key),
                 (&block.value.matrix, &mut *value),
@@ -311,7 +315,7 @@ impl Model {
         let (gate, up) = (&mut b.gate[..inner], &mut b.up[..inner]);
         cpu.linear_many(
             normed,
-            &mut [
+            [
                 (&block.gate.matrix, &mut *gate),
                 (&block.up.matrix, &mut *up),
             ],
@@ -360,12 +364,12 @@ impl Model {
             b.logits_part.resize(rows * head.matrix.rows(), 0.0);
             cpu.linear(normed, &head.matrix, &mut b.logits_part);
 
-            let parts: Vec<_> = (0..split.world())
-                .map(|rank| split.part(Axis::Vocabulary, rank))
-                .collect();
-            let lens: Vec<usize> = parts.iter().map(|part| rows * part.len()).collect();
+            let parts = (0..split.world()).map(|rank| split.part(Axis::Vocabulary, rank));
+            b.logits_lens.clear();
+            b.logits_lens
+                .extend(parts.clone().map(|part| rows * part.len()));
             b.logits_parts.resize(rows * vocabulary, 0.0);
-            peers.gather(&b.logits_part, &lens, &mut b.logits_parts)?;
+            peers.gather(&b.logits_part, &b.logits_lens, &mut b.logits_parts)?;
             // From rank by rank to row by row.
             for part in parts {
                 let gathered = &b.logits_parts[rows * part.start..];
@@ -403,6 +407,9 @@ impl Peers<'_> {
         gathered
     }
 }
+
+/// Sequences up to which a step allocates nothing.
+const SPANS_INLINE: usize = 32;
 
 /// Returns the input of a column-split product: as it is, or between the zeros that its widened slice asks for.
 fn widen<'a>(slab: &Slab, own: &'a [f32], tokens: usize, widened: &'a mut Vec<f32>) -> &'a [f32] {

@@ -39,12 +39,12 @@ impl Scratch {
 }
 
 /// Computes all products; shapes were checked by the caller.
-pub(crate) fn linear_many(
+pub(crate) fn linear_many<const N: usize>(
     pool: &Pool,
     isa: Token,
     scratch: &mut Scratch,
     x: &[f32],
-    products: &mut [(&Matrix, &mut [f32])],
+    products: [(&Matrix, &mut [f32]); N],
 ) {
     let Some(cols) = products.first().map(|(matrix, _)| matrix.cols()) else {
         return;
@@ -59,10 +59,7 @@ pub(crate) fn linear_many(
         scratch.activations.quantize(pool, isa, x, cols);
     }
     let Scratch { activations, rows } = &*scratch;
-    let products: Vec<_> = products
-        .iter_mut()
-        .map(|(matrix, out)| Product::new(matrix, out, pool.threads()))
-        .collect();
+    let products = products.map(|(matrix, out)| Product::new(matrix, out, pool.threads()));
     let tasks = products.iter().map(Product::tasks).sum();
     pool.run(tasks, |thread, mut task| {
         let mut candidates = products.iter();
