@@ -1,7 +1,7 @@
 //! The checks of continuous integration, in order.
 
 use crate::{
-    arm, e2e,
+    arm, e2e, instructions,
     shell::{check, command, succeeds},
 };
 use anyhow::{Context, Result, bail};
@@ -35,6 +35,11 @@ const STEPS: &[Step] = &[
         arm::run,
     ),
     step("release", "the release binary", release),
+    step(
+        "instructions",
+        "instruction counts of the hottest kernels",
+        || instructions::run(&[]),
+    ),
     step("e2e", "the release binary with a real model", || {
         e2e::run(&[])
     }),
@@ -66,7 +71,7 @@ pub(crate) fn run_only(names: &[&str]) -> Result<()> {
 pub(crate) fn describe() -> String {
     let mut text = String::new();
     for Step { name, about, .. } in STEPS {
-        writeln!(text, "  {name:<8} {about}").expect("writing to a string succeeds");
+        writeln!(text, "  {name:<12} {about}").expect("writing to a string succeeds");
     }
     text
 }
@@ -83,7 +88,7 @@ fn run<'a>(steps: impl Iterator<Item = &'a Step>) -> Result<()> {
         let step_start = Instant::now();
         let outcome = (step.run)();
         let seconds = seconds(step_start.elapsed());
-        times.push(format!("{:<8} {seconds:>8}", step.name));
+        times.push(format!("{:<12} {seconds:>8}", step.name));
         if let Err(error) = outcome {
             eprintln!("=== {}: FAILED after {seconds}", step.name);
             return Err(error).with_context(|| {

@@ -9,6 +9,7 @@ mod arm;
 mod bench;
 mod ci;
 mod e2e;
+mod instructions;
 mod peers;
 mod python;
 mod shell;
@@ -39,18 +40,17 @@ fn run(words: &[&str]) -> Result<()> {
             ci::run_only(&["release"])?;
             e2e::run(tests)
         }
-        [task @ ("bench" | "peers"), "--help" | "-h"] => {
-            eprint!(
-                "{}",
-                if *task == "bench" {
-                    bench::HELP
-                } else {
-                    peers::HELP
-                }
-            );
+        [task @ ("bench" | "instructions" | "peers"), "--help" | "-h"] => {
+            let help = match *task {
+                "bench" => bench::HELP,
+                "instructions" => instructions::HELP,
+                _ => peers::HELP,
+            };
+            eprint!("{help}");
             Ok(())
         }
         ["bench", options @ ..] => bench::run(options),
+        ["instructions", options @ ..] => instructions::run(options),
         ["peers", options @ ..] => peers::run(options),
         [] | ["help" | "--help" | "-h"] => {
             eprint!("{HELP}\nSteps of `ci`, in order:\n{}", ci::describe());
@@ -69,6 +69,7 @@ cargo xtask ci --only STEP...     only these steps
 cargo xtask e2e [MODULE...]       release build, then the end-to-end tests (all, or `test_chat test_failures ...`)
 cargo xtask arm                   kernel tests on emulated Arm processors, then a type-check of everything for macOS
 cargo xtask bench [FILTER]        the kernels' speed beside the machine's roofline (--help says more)
+cargo xtask instructions          what a call of the hottest kernels executes, against what is recorded (--help says more)
 cargo xtask peers                 Shoal's speed beside llama.cpp's, written to docs/PERFORMANCE.md (--help says more)
 cargo xtask help                  this text
 ";
