@@ -1,5 +1,6 @@
-//! The block layouts of GGUF ([ggml-quants](https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c)):
-//! what each block means, in plain Rust, and how the kernels read it from a panel ([`crate::panels`]).
+//! The block layouts of GGUF ([ggml-quants](https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c)), and
+//! those that MLX's arrays become: what each block means, in plain Rust, and how the kernels read it from a panel
+//! ([`crate::panels`]).
 //!
 //! A block is one or more chunks of 32 weights `scale × (q - zero) + min` with unsigned bytes `q`.
 
@@ -34,6 +35,8 @@ pub(crate) trait Format: Copy + Sync {
     const ZERO: u8 = 0;
     /// Whether chunks have a `min`.
     const MINS: bool = false;
+    /// How many cache lines to ask for with each chunk, if the shape is not constant.
+    const LINES: Option<usize> = None;
     /// What the chunks of a block share, decoded once.
     type Header<S: Simd>: Copy;
 
@@ -55,8 +58,15 @@ pub(crate) trait Format: Copy + Sync {
         i: usize,
     ) -> Scales<S>;
 
+    /// Returns what [`quants`](Self::quants) of chunk `i` reads. A part of constant length spares the checks of its loads where
+    /// the length of a block is not constant.
+    #[inline(always)]
+    fn chunk<'a>(self, block: Lanes<'a>, _i: usize) -> Lanes<'a> {
+        block
+    }
+
     /// Decodes weights `4 * group..4 * group + 4` of chunk `i`, each lane's in its four bytes.
-    fn quants<S: Simd>(self, s: S, block: Lanes<'_>, i: usize, group: usize) -> S::I32;
+    fn quants<S: Simd>(self, s: S, chunk: Lanes<'_>, i: usize, group: usize) -> S::I32;
 }
 
 /// What a block takes.
@@ -94,7 +104,14 @@ pub(crate) struct Lanes<'a> {
     pub(crate) first: usize,
 }
 
-impl Lanes<'_> {
+impl<'a> Lanes<'a> {
+    /// Returns `bytes` bytes of each row from `offset` on.
+    #[inline(always)]
+    pub(crate) fn part(self, offset: usize, bytes: usize) -> Self {
+        let record: &'a [u8] = &self.record[PANEL_ROWS * offset..][..PANEL_ROWS * bytes];
+        Self { record, ..self }
+    }
+
     #[inline(always)]
     pub(crate) fn half_float<S: Simd>(self, s: S, offset: usize) -> S::F32 {
         s.load_f16_bytes(&self.record[PANEL_ROWS * offset + 2 * self.first..])

@@ -169,6 +169,14 @@ impl<'a> Source<'a> {
                 group,
                 floats,
             } => {
+                let write = match width {
+                    2 => write_codes::<2>,
+                    3 => write_codes::<3>,
+                    4 => write_codes::<4>,
+                    5 => write_codes::<5>,
+                    6 => write_codes::<6>,
+                    _ => write_codes::<8>,
+                };
                 let float = floats.block_bytes();
                 let biases = part(self.arrays.biases, scale_bytes);
                 let groups = scales.chunks_exact(float).zip(biases.chunks_exact(float));
@@ -177,14 +185,14 @@ impl<'a> Source<'a> {
                 for (((scale, bias), bits), out) in groups.zip(out.chunks_exact_mut(block_bytes)) {
                     out[..float].copy_from_slice(scale);
                     out[float..2 * float].copy_from_slice(bias);
-                    write_codes(width, bits, &mut out[2 * float..]);
+                    write(bits, &mut out[2 * float..]);
                 }
             }
             MlxFormat::MxFp4 => {
                 let blocks = out.chunks_exact_mut(2 + 16);
                 for ((bits, &scale), out) in bits.chunks_exact(16).zip(scales).zip(blocks) {
                     out[..2].copy_from_slice(&power_of_two(scale).to_le_bytes());
-                    write_codes(4, bits, &mut out[2..]);
+                    write_codes::<4>(bits, &mut out[2..]);
                 }
             }
             MlxFormat::NvFp4 => {
@@ -194,7 +202,7 @@ impl<'a> Source<'a> {
                 {
                     out[..2].copy_from_slice(&f16::from_f32(e4m3(first)).to_le_bytes());
                     out[2..4].copy_from_slice(&f16::from_f32(e4m3(second)).to_le_bytes());
-                    write_codes(4, bits, &mut out[4..]);
+                    write_codes::<4>(bits, &mut out[4..]);
                 }
             }
             MlxFormat::MxFp8 => {
@@ -211,19 +219,21 @@ impl<'a> Source<'a> {
 }
 
 /// Writes whole chunks of codes as panels keep them.
-fn write_codes(width: usize, bits: &[u8], out: &mut [u8]) {
-    let chunk = codes::chunk_bytes(width);
+fn write_codes<const BITS: usize>(bits: &[u8], out: &mut [u8]) {
+    let chunk = codes::chunk_bytes(BITS);
     for (bits, out) in bits.chunks_exact(chunk).zip(out.chunks_exact_mut(chunk)) {
-        let mut codes = [0; CHUNK];
-        for (bits, codes) in bits.chunks_exact(width).zip(codes.as_chunks_mut::<8>().0) {
+        let mut groups = [0; 8];
+        let pairs = groups.as_chunks_mut::<2>().0;
+        for (bits, pair) in bits.as_chunks::<BITS>().0.iter().zip(pairs) {
             let mut word = [0; 8];
-            word[..width].copy_from_slice(bits);
+            word[..BITS].copy_from_slice(bits);
             let word = u64::from_le_bytes(word);
-            for (i, code) in codes.iter_mut().enumerate() {
-                *code = (word >> (i * width)) as u8 & (0xff >> (8 - width));
+            for i in 0..8 {
+                let code = (word >> (i * BITS)) as u32 & ((1 << BITS) - 1);
+                pair[i / 4] |= code << (i % 4 * 8);
             }
         }
-        codes::pack(width, &codes, out);
+        codes::pack::<BITS>(&groups, out);
     }
 }
 

@@ -22,6 +22,8 @@ impl<const BITS: usize> Affine<BITS> {
 impl<const BITS: usize> Format for Affine<BITS> {
     const WIDE: bool = BITS == 8;
     const MINS: bool = true;
+    // A line for each bit, and one with the scales.
+    const LINES: Option<usize> = Some(BITS + 1);
     type Header<S: Simd> = Scales<S>;
 
     #[inline(always)]
@@ -42,9 +44,9 @@ impl<const BITS: usize> Format for Affine<BITS> {
         widen(self.floats, block, &mut floats);
         let [scale, bias] = floats;
         for (i, out) in out.chunks_exact_mut(CHUNK).enumerate() {
-            let codes = codes::unpack(BITS, &block[self.codes(i)..]);
-            for (q, out) in codes.into_iter().zip(out) {
-                *out = scale * f32::from(q) + bias;
+            let codes = codes::unpack::<BITS>(&block[self.codes(i)..]);
+            for (q, out) in codes.map(u32::to_le_bytes).as_flattened().iter().zip(out) {
+                *out = scale * f32::from(*q) + bias;
             }
         }
     }
@@ -64,7 +66,12 @@ impl<const BITS: usize> Format for Affine<BITS> {
     }
 
     #[inline(always)]
-    fn quants<S: Simd>(self, s: S, block: Lanes<'_>, i: usize, group: usize) -> S::I32 {
-        codes::read::<S, BITS>(s, block, self.codes(i), group)
+    fn chunk<'a>(self, block: Lanes<'a>, i: usize) -> Lanes<'a> {
+        block.part(self.codes(i), codes::chunk_bytes(BITS))
+    }
+
+    #[inline(always)]
+    fn quants<S: Simd>(self, s: S, chunk: Lanes<'_>, _: usize, group: usize) -> S::I32 {
+        codes::read::<S, BITS>(s, chunk, 0, group)
     }
 }

@@ -12,7 +12,7 @@ pub(crate) const fn chunk_bytes(bits: usize) -> usize {
     CHUNK / 8 * bits
 }
 
-/// Decodes group `group` of the chunk at `at`.
+/// Decodes group `group` of a chunk at `at`.
 #[inline(always)]
 pub(crate) fn read<S: Simd, const BITS: usize>(
     s: S,
@@ -35,47 +35,43 @@ pub(crate) fn read<S: Simd, const BITS: usize>(
     codes
 }
 
-/// Writes the codes of a chunk.
-pub(crate) fn pack(bits: usize, codes: &[u8; CHUNK], out: &mut [u8]) {
-    let groups = codes.as_chunks::<4>().0;
+/// Writes the codes of a chunk, given as groups of four.
+pub(crate) fn pack<const BITS: usize>(groups: &[u32; 8], out: &mut [u8]) {
     let mut words = out.as_chunks_mut::<4>().0.iter_mut();
-    let mut below = 0;
-    for width in widths(bits) {
-        for (k, word) in words.by_ref().take(width).enumerate() {
-            let mut parts = 0;
-            for group in (k..8).step_by(width) {
-                let part = u32::from_le_bytes(groups[group]) >> below & mask(width);
-                parts |= part << (group - k);
+    let (mut width, mut below) = (8, 0);
+    while width > 0 {
+        if BITS & width != 0 {
+            for (k, word) in words.by_ref().take(width).enumerate() {
+                let mut parts = 0;
+                for group in (k..8).step_by(width) {
+                    parts |= (groups[group] >> below & mask(width)) << (group - k);
+                }
+                *word = parts.to_le_bytes();
             }
-            *word = parts.to_le_bytes();
+            below += width;
         }
-        below += width;
+        width /= 2;
     }
 }
 
 /// Undoes [`pack`].
-pub(crate) fn unpack(bits: usize, bytes: &[u8]) -> [u8; CHUNK] {
-    let mut codes = [0; CHUNK];
-    let groups = codes.as_chunks_mut::<4>().0;
+pub(crate) fn unpack<const BITS: usize>(bytes: &[u8]) -> [u32; 8] {
+    let mut groups = [0; 8];
     let mut words = bytes.as_chunks::<4>().0.iter();
-    let mut below = 0;
-    for width in widths(bits) {
-        for (k, word) in words.by_ref().take(width).enumerate() {
-            for group in (k..8).step_by(width) {
-                let part = u32::from_le_bytes(*word) >> (group - k) & mask(width);
-                let code = u32::from_le_bytes(groups[group]) | part << below;
-                groups[group] = code.to_le_bytes();
+    let (mut width, mut below) = (8, 0);
+    while width > 0 {
+        if BITS & width != 0 {
+            for (k, &word) in words.by_ref().take(width).enumerate() {
+                for group in (k..8).step_by(width) {
+                    let part = u32::from_le_bytes(word) >> (group - k) & mask(width);
+                    groups[group] |= part << below;
+                }
             }
+            below += width;
         }
-        below += width;
+        width /= 2;
     }
-    codes
-}
-
-fn widths(bits: usize) -> impl Iterator<Item = usize> {
-    [8, 4, 2, 1]
-        .into_iter()
-        .filter(move |width| bits & width != 0)
+    groups
 }
 
 /// The lowest `width` bits of each of four bytes.
@@ -89,13 +85,25 @@ mod tests {
 
     use super::*;
 
+    fn check<const BITS: usize>(groups: [u32; 8]) -> Result<(), TestCaseError> {
+        let groups = groups.map(|group| group & mask(BITS));
+        let mut bytes = [0xff; CHUNK];
+        pack::<BITS>(&groups, &mut bytes[..chunk_bytes(BITS)]);
+        prop_assert_eq!(unpack::<BITS>(&bytes[..chunk_bytes(BITS)]), groups);
+        Ok(())
+    }
+
     proptest! {
         #[test]
-        fn unpack_undoes_pack(codes: [u8; CHUNK], bits in 1..=8_usize) {
-            let codes = codes.map(|code| (u32::from(code) & ((1 << bits) - 1)) as u8);
-            let mut bytes = vec![0xff; chunk_bytes(bits)];
-            pack(bits, &codes, &mut bytes);
-            prop_assert_eq!(unpack(bits, &bytes), codes);
+        fn unpack_undoes_pack(groups: [u32; 8]) {
+            check::<1>(groups)?;
+            check::<2>(groups)?;
+            check::<3>(groups)?;
+            check::<4>(groups)?;
+            check::<5>(groups)?;
+            check::<6>(groups)?;
+            check::<7>(groups)?;
+            check::<8>(groups)?;
         }
     }
 }

@@ -46,8 +46,9 @@ impl<const HALVES: bool> Format for Fp4<HALVES> {
     }
 
     fn dequantize(self, block: &[u8], out: &mut [f32]) {
-        let codes = codes::unpack(4, &block[Self::CODES..]);
-        for (i, (code, out)) in codes.into_iter().zip(out).enumerate() {
+        let codes = codes::unpack::<4>(&block[Self::CODES..]);
+        let codes = codes.map(u32::to_le_bytes);
+        for (i, (&code, out)) in codes.as_flattened().iter().zip(out).enumerate() {
             let doubled = i16::from(TABLE[usize::from(code)]) - 12;
             *out = self.scale_of(block, i / (CHUNK / 2)) * f32::from(doubled);
         }

@@ -130,6 +130,7 @@ impl<F: Format> Panel<'_, F> {
             .chunks_exact(W * chunks)
             .zip(tile.sides.chunks_exact(W * chunks));
         let chunk_bytes = PANEL_ROWS * bytes / chunks;
+        let lines = F::LINES.unwrap_or(chunk_bytes.div_ceil(CACHE_LINE_BYTES));
         let first_pass = tile.first + offset + lane == 0;
         for (record, (quants, sides)) in records.zip(blocks) {
             let mut lanes = [Lanes {
@@ -143,22 +144,28 @@ impl<F: Format> Panel<'_, F> {
             for v in 1..R {
                 headers[v] = self.format.header(s, lanes[v]);
             }
+            let quants = quants.as_chunks::<W>().0;
+            let sides = sides.as_chunks::<W>().0;
             for i in 0..chunks {
                 if first_pass {
                     let ahead = record
                         .as_ptr()
                         .wrapping_add(PREFETCH_BYTES + record.len() + i * chunk_bytes);
-                    for line in (0..chunk_bytes).step_by(CACHE_LINE_BYTES) {
-                        s.prefetch(ahead.wrapping_add(line));
+                    for line in 0..lines {
+                        s.prefetch(ahead.wrapping_add(line * CACHE_LINE_BYTES));
                     }
                 }
-                let fours = quants[i * W..(i + 1) * W].as_flattened().as_chunks::<4>().0;
+                let fours = quants[i].as_flattened().as_chunks::<4>().0;
+                let mut parts = lanes;
+                for part in &mut parts {
+                    *part = self.format.chunk(*part, i);
+                }
                 let chunk = Chunk::<F, R, W> {
                     format: self.format,
-                    lanes: &lanes,
+                    lanes: &parts,
                     i,
                     fours,
-                    sides: &sides[i * W..(i + 1) * W],
+                    sides: &sides[i],
                     offset,
                 };
                 let mut scales = [self.format.scales(s, &headers[0], lanes[0], i); R];
