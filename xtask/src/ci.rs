@@ -1,7 +1,7 @@
 //! The checks of continuous integration, in order.
 
 use crate::{
-    arm, e2e, instructions,
+    arm, e2e, instructions, perplexity,
     shell::{check, command, succeeds},
 };
 use anyhow::{Context, Result, bail};
@@ -39,6 +39,11 @@ const STEPS: &[Step] = &[
         "instructions",
         "instruction counts of the hottest kernels",
         || instructions::run(&[]),
+    ),
+    step(
+        "perplexity",
+        "fast kernels and splits against exact ones, on a text",
+        perplexity::run,
     ),
     step("e2e", "the release binary with a real model", || {
         e2e::run(&[])

@@ -11,6 +11,7 @@ mod ci;
 mod e2e;
 mod instructions;
 mod peers;
+mod perplexity;
 mod python;
 mod shell;
 mod spread;

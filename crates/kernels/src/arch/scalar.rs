@@ -26,7 +26,7 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn load(self, from: &[f32]) -> Self::F32 {
-        lanes(|i| from[i])
+        *from.first_chunk().expect("a whole vector")
     }
 
     #[inline(always)]

@@ -175,13 +175,35 @@ fn multiply_quantized<S: Simd>(
     scratch.resize(cols, 0.0);
     for r in rows.range.clone() {
         rows.matrix.dequantize_row(r, scratch);
-        for (token, x) in x.chunks_exact(cols).enumerate() {
-            let mut sum = s.splat(0.0);
-            let vectors = scratch.chunks_exact(S::LANES);
-            for (w, x) in vectors.zip(x.chunks_exact(S::LANES)) {
-                sum = s.mul_add(s.load(w), s.load(x), sum);
+        let mut tiles = x.chunks_exact(TILE * cols);
+        let mut token = 0;
+        for x in tiles.by_ref() {
+            for dot in dots::<S, TILE>(s, scratch, x) {
+                out.write(token, r, &[dot]);
+                token += 1;
             }
-            out.write(token, r, &[s.sum(sum)]);
+        }
+        for x in tiles.remainder().chunks_exact(cols) {
+            out.write(token, r, &dots::<S, 1>(s, scratch, x));
+            token += 1;
         }
     }
+}
+
+/// Returns the products of a row, whole vectors long, with the `T` tokens of `x`. Each token's sum is its own, so `T`
+/// only says how many additions do not wait for one another.
+#[inline(always)]
+fn dots<S: Simd, const T: usize>(s: S, w: &[f32], x: &[f32]) -> [f32; T] {
+    let mut xs = [w; T];
+    for (xs, x) in xs.iter_mut().zip(x.chunks_exact(w.len())) {
+        *xs = x;
+    }
+    let mut sums = [s.splat(0.0); T];
+    for at in (0..w.len()).step_by(S::LANES) {
+        let w = s.load(&w[at..]);
+        for (sum, x) in sums.iter_mut().zip(&xs) {
+            *sum = s.mul_add(w, s.load(&x[at..]), *sum);
+        }
+    }
+    sums.map(|sum| s.sum(sum))
 }
