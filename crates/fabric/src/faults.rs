@@ -12,6 +12,8 @@ use crate::link::{Interest, Links};
 use crate::memory;
 use crate::pace::Pace;
 use crate::rank::Rank;
+use crate::segment::{self, Offer};
+use crate::shared::Pipes;
 use crate::socket::TcpLinks;
 
 /// Runs `villain` as rank 1 and `work` as every other rank, over each kind of links; returns what the others got.
@@ -23,11 +25,15 @@ fn beside(
     let memory = memory::mesh(world)
         .into_iter()
         .map(|links| Box::new(links) as Box<dyn Links>);
-    let sockets = sockets(world)
-        .into_iter()
-        .map(|links| Box::new(links) as Box<dyn Links>);
+    let boxed = |links| Box::new(links) as Box<dyn Links>;
+    let sockets = sockets(world, || [None, None]).into_iter().map(boxed);
+    let shared = sockets_and_memory(world).into_iter().map(boxed);
     let mut results = Vec::new();
-    for links in [memory.collect::<Vec<_>>(), sockets.collect()] {
+    for links in [
+        memory.collect::<Vec<_>>(),
+        sockets.collect(),
+        shared.collect(),
+    ] {
         let (villain, work) = (&villain, &work);
         thread::scope(|scope| {
             let mut running = Vec::new();
@@ -53,20 +59,34 @@ fn beside(
     results
 }
 
-fn sockets(world: usize) -> Vec<TcpLinks> {
+/// Connects each two of `world`, with `pipes` for the lower and the higher rank.
+fn sockets(world: usize, pipes: impl Fn() -> [Option<Pipes>; 2]) -> Vec<TcpLinks> {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
     let address = listener.local_addr().expect("bound");
-    let mut streams: Vec<Vec<Option<TcpStream>>> = (0..world)
+    let mut lines: Vec<Vec<_>> = (0..world)
         .map(|_| (0..world).map(|_| None).collect())
         .collect();
     for (high, low) in (0..world).flat_map(|high| (0..high).map(move |low| (high, low))) {
-        streams[high][low] = Some(TcpStream::connect(address).expect("listening"));
-        streams[low][high] = Some(listener.accept().expect("connected above").0);
+        let [of_low, of_high] = pipes();
+        let stream = TcpStream::connect(address).expect("listening");
+        lines[high][low] = Some((stream, of_high));
+        let (stream, _) = listener.accept().expect("connected above");
+        lines[low][high] = Some((stream, of_low));
     }
-    streams
-        .into_iter()
-        .map(|streams| TcpLinks::new(streams).expect("fresh sockets"))
-        .collect()
+    let links = |lines| TcpLinks::new(lines).expect("fresh sockets");
+    lines.into_iter().map(links).collect()
+}
+
+fn sockets_and_memory(world: usize) -> Vec<TcpLinks> {
+    sockets(world, || {
+        let offer = Offer::new().expect("shared memory");
+        let (opened, proof) = segment::open(offer.name()).expect("it was just offered");
+        let created = offer.conclude(&proof).expect("the proof is right");
+        [
+            created.map(Pipes::of_creator),
+            Some(Pipes::of_opener(opened)),
+        ]
+    })
 }
 
 fn frame(kind: Kind, sequence: u32, payload: &[u8]) -> Vec<u8> {

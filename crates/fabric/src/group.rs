@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::error::FabricError;
 use crate::frame::{Abort, Kind};
-use crate::link::Links;
+use crate::link::{Links, Transport};
 use crate::memory;
 use crate::pace::Pace;
 use crate::rank::{Rank, WORLD_MAX};
@@ -74,6 +74,12 @@ impl Group {
     #[must_use]
     pub fn world(&self) -> usize {
         self.wire.world()
+    }
+
+    /// Returns what carries bytes to and from `peer`; nothing for this rank itself and for one beyond the world.
+    #[must_use]
+    pub fn transport(&self, peer: Rank) -> Option<Transport> {
+        self.wire.links.transport(peer.index())
     }
 
     /// Sets how long a peer may move no byte before it counts as lost: 30 s at first, a day at most.

@@ -1,5 +1,6 @@
 //! What carries bytes between ranks.
 
+use std::fmt;
 use std::io::{self, IoSlice};
 use std::time::Duration;
 
@@ -17,6 +18,30 @@ pub(crate) trait Links: Send {
 
     /// Sleeps until one of `interests` is possible, not at all if one is already, and for `timeout` at most. May wake early.
     fn wait(&mut self, interests: &[Interest], timeout: Duration) -> io::Result<()>;
+
+    /// Says what carries the bytes to and from `peer`; nothing for a rank that is none.
+    fn transport(&self, peer: usize) -> Option<Transport>;
+}
+
+/// What carries bytes between two ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Memory of the process that both run in.
+    InProcess,
+    /// Memory that their two processes share.
+    SharedMemory,
+    /// A TCP connection.
+    Tcp,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::InProcess => "in process",
+            Self::SharedMemory => "shared memory",
+            Self::Tcp => "tcp",
+        })
+    }
 }
 
 /// What a sleeping rank wants to be woken for.

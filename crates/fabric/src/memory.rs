@@ -5,7 +5,7 @@ use std::io::{self, IoSlice, Read};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::link::{Interest, Links};
+use crate::link::{Interest, Links, Transport};
 
 /// The links of one rank whose peers are in the same process.
 pub(crate) struct MemoryLinks {
@@ -69,6 +69,10 @@ impl Links for MemoryLinks {
         }
         self.bell.wait(timeout);
         Ok(())
+    }
+
+    fn transport(&self, peer: usize) -> Option<Transport> {
+        self.pair(peer).ok().map(|_| Transport::InProcess)
     }
 }
 

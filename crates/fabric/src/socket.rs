@@ -1,4 +1,4 @@
-//! Links over TCP.
+//! Links over TCP, with the bytes of some of them going through shared memory.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
@@ -6,50 +6,116 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::link::{Interest, Links};
+use crate::link::{Interest, Links, Transport};
+use crate::shared::{Pipes, SharedLink};
 
-/// The links of one rank over one TCP connection to each peer.
+/// The links of one rank, with one TCP connection to each peer.
 pub(crate) struct TcpLinks {
     /// By peer; the place of the rank itself is empty.
-    peers: Vec<Option<TcpStream>>,
+    peers: Vec<Option<Line>>,
+}
+
+/// One link.
+enum Line {
+    Tcp(TcpStream),
+    Shared(SharedLink),
 }
 
 impl TcpLinks {
     /// Takes connected streams and makes them fit for collectives: nothing blocks, nothing is held back to be coalesced.
-    pub(crate) fn new(peers: Vec<Option<TcpStream>>) -> io::Result<Self> {
-        for stream in peers.iter().flatten() {
+    ///
+    /// Where there are pipes, the bytes go through them.
+    pub(crate) fn new(peers: Vec<Option<(TcpStream, Option<Pipes>)>>) -> io::Result<Self> {
+        let line = |(stream, pipes): (TcpStream, Option<Pipes>)| {
             stream.set_nodelay(true)?;
             stream.set_nonblocking(true)?;
-        }
-        Ok(Self { peers })
+            Ok(match pipes {
+                None => Line::Tcp(stream),
+                Some(pipes) => Line::Shared(SharedLink::new(pipes, stream)),
+            })
+        };
+        let peers = peers.into_iter().map(|peer| peer.map(line).transpose());
+        Ok(Self {
+            peers: peers.collect::<io::Result<_>>()?,
+        })
     }
 
-    fn stream(&self, peer: usize) -> io::Result<&TcpStream> {
+    fn line(&mut self, peer: usize) -> io::Result<&mut Line> {
         self.peers
-            .get(peer)
-            .and_then(Option::as_ref)
+            .get_mut(peer)
+            .and_then(Option::as_mut)
             .ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 }
 
 impl Links for TcpLinks {
     fn write(&mut self, peer: usize, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        Ok(unless_blocked(self.stream(peer)?.write_vectored(parts))?.unwrap_or(0))
+        match self.line(peer)? {
+            Line::Tcp(stream) => Ok(unless_blocked(stream.write_vectored(parts))?.unwrap_or(0)),
+            Line::Shared(link) => link.write(parts),
+        }
     }
 
     fn read(&mut self, peer: usize, into: &mut [u8]) -> io::Result<Option<usize>> {
-        unless_blocked(self.stream(peer)?.read(into))
+        match self.line(peer)? {
+            Line::Tcp(stream) => unless_blocked(stream.read(into)),
+            Line::Shared(link) => link.read(into),
+        }
     }
 
     fn wait(&mut self, interests: &[Interest], timeout: Duration) -> io::Result<()> {
-        let mut fds = Vec::with_capacity(interests.len());
+        let mut may_sleep = true;
         for interest in interests {
-            let mut flags = PollFlags::empty();
-            flags.set(PollFlags::IN, interest.read);
-            flags.set(PollFlags::OUT, interest.write);
-            fds.push(PollFd::new(self.stream(interest.peer)?, flags));
+            if let Line::Shared(link) = self.line(interest.peer)? {
+                may_sleep &= link.prepare_sleep(*interest);
+            }
         }
-        poll_for(&mut fds, timeout)
+        let mut ready = vec![false; interests.len()];
+        let slept = if may_sleep {
+            self.poll(interests, timeout, &mut ready)
+        } else {
+            Ok(())
+        };
+        for (interest, news) in interests.iter().zip(ready) {
+            if let Line::Shared(link) = self.line(interest.peer)? {
+                link.awake(news);
+            }
+        }
+        slept
+    }
+
+    fn transport(&self, peer: usize) -> Option<Transport> {
+        self.peers.get(peer)?.as_ref().map(|line| match line {
+            Line::Tcp(_) => Transport::Tcp,
+            Line::Shared(_) => Transport::SharedMemory,
+        })
+    }
+}
+
+impl TcpLinks {
+    /// Sleeps on the connections of `interests`, and marks those that have something.
+    fn poll(
+        &self,
+        interests: &[Interest],
+        timeout: Duration,
+        ready: &mut [bool],
+    ) -> io::Result<()> {
+        let fd = |interest: &Interest| match self.peers[interest.peer].as_ref()? {
+            Line::Tcp(stream) => {
+                let mut flags = PollFlags::empty();
+                flags.set(PollFlags::IN, interest.read);
+                flags.set(PollFlags::OUT, interest.write);
+                Some(PollFd::new(stream, flags))
+            }
+            // Wake-ups for both directions come in.
+            Line::Shared(link) => Some(PollFd::new(&link.socket, PollFlags::IN)),
+        };
+        let mut fds: Vec<PollFd<'_>> = interests.iter().filter_map(fd).collect();
+        poll_for(&mut fds, timeout)?;
+        for (ready, fd) in ready.iter_mut().zip(&fds) {
+            *ready = !fd.revents().is_empty();
+        }
+        Ok(())
     }
 }
 
@@ -62,7 +128,8 @@ pub(crate) fn poll_for(fds: &mut [PollFd<'_>], timeout: Duration) -> io::Result<
     }
 }
 
-fn unless_blocked(result: io::Result<usize>) -> io::Result<Option<usize>> {
+/// Returns nothing where a call would have had to wait.
+pub(crate) fn unless_blocked(result: io::Result<usize>) -> io::Result<Option<usize>> {
     match result {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error)

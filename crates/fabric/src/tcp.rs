@@ -2,10 +2,11 @@
 //!
 //! Rank 0 opens a [`Rendezvous`]; every other rank [joins](join) it, and says where it listens itself: on the address by
 //! which it reached rank 0, so that is the network the group uses. Rank 0 answers all of them at once, when they are
-//! complete, with everybody's address; then every rank connects to the ones below it. All of this is authenticated, every
-//! connection for itself, message by message; the frames of the collectives that follow are neither authenticated nor
-//! encrypted, so the group trusts whoever can read or alter packets between its machines. Strangers at a port are turned
-//! away and stop nobody.
+//! complete, with everybody's address; then every rank connects to the ones below it. On each connection one end offers
+//! memory, and the two share it if the other end can open it, which it cannot from another machine. All of this is
+//! authenticated, every connection for itself, message by message; the frames of the collectives that follow are neither
+//! authenticated nor encrypted, so the group trusts whoever can read or alter packets between its machines. Strangers at
+//! a port are turned away and stop nobody.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use tracing::{info, warn};
 
 use crate::channel::Channel;
 use crate::error::FabricError;
+use crate::ground::{Ground, Lead};
 use crate::group::Group;
 use crate::handshake::Purpose;
 use crate::invitation::{Join, Reply};
@@ -23,6 +25,22 @@ use crate::pace::Pace;
 use crate::rank::{Rank, WORLD_MAX};
 use crate::socket::TcpLinks;
 
+/// How the ranks of a group are linked, as far as that can be chosen.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Whether two ranks that turn out to be on one machine exchange their bytes through memory, which is quicker than
+    /// their TCP connection. Both have to agree to it.
+    pub shared_memory: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            shared_memory: true,
+        }
+    }
+}
+
 /// Where rank 0 waits for the others.
 #[derive(Debug)]
 pub struct Rendezvous {
@@ -30,6 +48,7 @@ pub struct Rendezvous {
     address: SocketAddr,
     world: usize,
     key: Key,
+    config: Config,
 }
 
 impl Rendezvous {
@@ -47,7 +66,14 @@ impl Rendezvous {
             address,
             world,
             key,
+            config: Config::default(),
         })
+    }
+
+    /// Sets how this rank is linked to the others.
+    #[must_use]
+    pub fn with(self, config: Config) -> Self {
+        Self { config, ..self }
     }
 
     /// Returns where it listens.
@@ -97,20 +123,41 @@ impl Rendezvous {
             addresses,
         }
         .encode();
+        let mut leads = Vec::with_capacity(channels.len());
         for (index, channel) in channels.iter_mut().enumerate() {
+            let lead = Lead::new(self.config);
             channel
                 .send(&table)
+                .and_then(|()| channel.send(lead.offer()))
                 .map_err(|error| of_rank(index + 1, error, started, JOINING))?;
+            leads.push(lead);
         }
-        let mut streams = vec![None];
-        for (index, mut channel) in channels.into_iter().enumerate() {
-            channel
+        let mut peers = vec![None];
+        for (index, (mut channel, lead)) in channels.into_iter().zip(leads).enumerate() {
+            let answer = channel
                 .recv(Some(deadline))
                 .map_err(|error| of_rank(index + 1, error, started, CONNECTING))?;
-            streams.push(Some(channel.into_stream()));
+            let ground = lead
+                .conclude(&answer)
+                .map_err(|reason| broke(&channel, reason))?;
+            peers.push(Some((channel.into_stream(), ground)));
         }
-        group(Rank(0), streams)
+        group(Rank(0), peers)
     }
+}
+
+/// [Joins](join_with) with the usual [`Config`].
+///
+/// # Errors
+/// See [`join_with`].
+pub fn join(
+    rendezvous: SocketAddr,
+    rank: Rank,
+    world: usize,
+    key: Key,
+    deadline: Instant,
+) -> Result<Group, FabricError> {
+    join_with(Config::default(), rendezvous, rank, world, key, deadline)
 }
 
 /// Joins the group of `world` whose rank 0 waits at `rendezvous`, as `rank`; returns this rank's place in the group.
@@ -123,7 +170,8 @@ impl Rendezvous {
 /// [`FabricError::Refused`] when the place is taken or the world is another, [`FabricError::Timeout`] or
 /// [`FabricError::RankLost`] naming the rank that did not come or left, [`FabricError::Invalid`] for a rank that does not
 /// fit the world.
-pub fn join(
+pub fn join_with(
+    config: Config,
     rendezvous: SocketAddr,
     rank: Rank,
     world: usize,
@@ -174,36 +222,42 @@ pub fn join(
             }
             Reply::Table { group, addresses } => (group, addresses),
         };
+    let offer = root
+        .recv(Some(deadline))
+        .map_err(|error| of_rank(0, error, started, JOINING))?;
 
-    let mut streams: Vec<Option<TcpStream>> = (0..world).map(|_| None).collect();
+    let mut peers: Vec<Option<(TcpStream, Ground)>> = (0..world).map(|_| None).collect();
     for below in 1..rank.index() {
         let address = in_scope_of(own, addresses[below - 1]);
         let name = format!("{} at {address}", Rank::at(below));
         let mut channel = Channel::connect_for(address, &name, &key, Purpose::Mesh, deadline)?;
-        let introduced = introduce(&mut channel, group_id, rank, deadline);
-        introduced.map_err(|error| of_rank(below, error, started, CONNECTING))?;
-        streams[below] = Some(channel.into_stream());
+        let ground = introduce(&mut channel, config, group_id, rank, deadline)
+            .map_err(|error| of_rank(below, error, started, CONNECTING))?;
+        peers[below] = Some((channel.into_stream(), ground));
     }
     let mut lobby = Lobby::new(listener, move |stream| {
         let deadline = deadline.min(Instant::now() + GREETING_TIME_MAX);
         let mut channel = Channel::accept_for(stream, &key, Purpose::Mesh, deadline)?;
-        let from = welcome(&mut channel, group_id, deadline)?;
-        Ok((channel, from))
+        let (from, ground) = welcome(&mut channel, config, group_id, deadline)?;
+        Ok((channel, from, ground))
     })?;
-    while let Some(missing) = (rank.index() + 1..world).find(|above| streams[*above].is_none()) {
+    while let Some(missing) = (rank.index() + 1..world).find(|above| peers[*above].is_none()) {
         match lobby.next(deadline)? {
-            Some(Ok((channel, from))) if from > rank && from.index() < world => {
-                streams[from.index()] = Some(channel.into_stream());
+            Some(Ok((channel, from, ground))) if from > rank && from.index() < world => {
+                peers[from.index()] = Some((channel.into_stream(), ground));
             }
-            Some(Ok((_, from))) => warn!(%from, "turned a rank away that should not connect here"),
+            Some(Ok((_, from, _))) => {
+                warn!(%from, "turned a rank away that should not connect here")
+            }
             Some(Err(error)) => warn!(%error, "turned a connection away"),
             None => return Err(late(missing, started, CONNECTING)),
         }
     }
-    root.send(&[])
+    let (answer, ground) = Ground::seek(config, &offer);
+    root.send(&answer)
         .map_err(|error| of_rank(0, error, started, CONNECTING))?;
-    streams[0] = Some(root.into_stream());
-    group(rank, streams)
+    peers[0] = Some((root.into_stream(), ground));
+    group(rank, peers)
 }
 
 /// Gives a rank its place, or tells it why not.
@@ -242,42 +296,58 @@ fn seat(seats: &mut [Option<(Channel, SocketAddr)>], mut channel: Channel, join:
 /// Says to a rank below who connects, and waits until it agrees.
 fn introduce(
     channel: &mut Channel,
+    config: Config,
     group: [u8; KEY_BYTES],
     rank: Rank,
     deadline: Instant,
-) -> Result<(), FabricError> {
-    channel.send(&[&group[..], &rank.0.to_le_bytes()].concat())?;
-    channel.recv(Some(deadline)).map(drop)
+) -> Result<Ground, FabricError> {
+    let lead = Lead::new(config);
+    channel.send(&[&group[..], &rank.0.to_le_bytes(), lead.offer()].concat())?;
+    let answer = channel.recv(Some(deadline))?;
+    lead.conclude(&answer)
+        .map_err(|reason| broke(channel, reason))
 }
 
 /// Hears from a rank above who connects, and agrees if it is of the same group.
 fn welcome(
     channel: &mut Channel,
+    config: Config,
     group: [u8; KEY_BYTES],
     deadline: Instant,
-) -> Result<Rank, FabricError> {
+) -> Result<(Rank, Ground), FabricError> {
     let introduction = channel.recv(Some(deadline))?;
-    let rank = introduction
+    let (rank, offer) = introduction
         .strip_prefix(&group)
-        .and_then(|rank| rank.try_into().ok())
-        .map(u16::from_le_bytes);
-    let rank = rank.ok_or_else(|| broke(channel, "it belongs to another group".to_owned()))?;
-    channel.send(&[])?;
-    Ok(Rank(rank))
+        .and_then(<[u8]>::split_first_chunk)
+        .ok_or_else(|| broke(channel, "it belongs to another group".to_owned()))?;
+    let (answer, ground) = Ground::seek(config, offer);
+    channel.send(&answer)?;
+    Ok((Rank(u16::from_le_bytes(*rank)), ground))
 }
 
 /// Makes the group of connected streams.
-fn group(rank: Rank, streams: Vec<Option<TcpStream>>) -> Result<Group, FabricError> {
-    let world = streams.len();
-    let is_local = |stream: &&TcpStream| matches!((stream.local_addr(), stream.peer_addr()), (Ok(ours), Ok(theirs)) if ours.ip() == theirs.ip());
-    let local_ranks = 1 + streams.iter().flatten().filter(is_local).count();
-    info!(%rank, world, local_ranks, "group formed over tcp");
+fn group(rank: Rank, peers: Vec<Option<(TcpStream, Ground)>>) -> Result<Group, FabricError> {
+    let (world, mut local_ranks) = (peers.len(), 1);
+    let mut lines = Vec::with_capacity(world);
+    for (index, peer) in peers.into_iter().enumerate() {
+        lines.push(peer.map(|(stream, ground)| {
+            let peer = Rank::at(index);
+            local_ranks += usize::from(ground.is_shared() || has_one_address(&stream));
+            ground.log(rank, peer);
+            (stream, ground.into_pipes())
+        }));
+    }
+    info!(%rank, world, local_ranks, "group formed");
     Ok(Group::new(
         rank,
         world,
-        Box::new(TcpLinks::new(streams)?),
+        Box::new(TcpLinks::new(lines)?),
         Pace::of_machine(local_ranks),
     ))
+}
+
+fn has_one_address(stream: &TcpStream) -> bool {
+    matches!((stream.local_addr(), stream.peer_addr()), (Ok(ours), Ok(theirs)) if ours.ip() == theirs.ip())
 }
 
 /// Returns `address` as this machine must call it: a link-local address names its interface by a number of our own.

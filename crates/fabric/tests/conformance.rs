@@ -3,17 +3,27 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use shoal_fabric::tcp::{self, Rendezvous};
-use shoal_fabric::{FabricError, Group, Key, Rank, in_process, solo};
+use shoal_fabric::tcp::{self, Config, Rendezvous};
+use shoal_fabric::{FabricError, Group, Key, Rank, Transport, in_process, solo};
 
 #[derive(Clone, Copy, Debug)]
 enum Links {
     InProcess,
     Tcp,
+    SharedMemory,
+    /// All but one rank share memory.
+    Mixed,
 }
 
-const LINKS: [Links; 2] = [Links::InProcess, Links::Tcp];
+const LINKS: [Links; 4] = [
+    Links::InProcess,
+    Links::Tcp,
+    Links::SharedMemory,
+    Links::Mixed,
+];
 const WORLDS: [usize; 5] = [1, 2, 3, 4, 5];
+/// Of the mixed links.
+const MIXED_APART: Rank = Rank(1);
 const PATIENT: Duration = Duration::from_secs(60);
 /// For tests in which a peer stays silent on purpose.
 const HASTY: Duration = Duration::from_millis(600);
@@ -21,22 +31,35 @@ const HASTY: Duration = Duration::from_millis(600);
 fn groups(links: Links, world: usize, timeout: Duration) -> Vec<Group> {
     match links {
         Links::InProcess => in_process(world, timeout),
-        Links::Tcp => tcp_groups("127.0.0.1:0", world, timeout),
+        Links::Tcp => tcp_groups("127.0.0.1:0", |_| false, world, timeout),
+        Links::SharedMemory => tcp_groups("127.0.0.1:0", |_| true, world, timeout),
+        Links::Mixed => tcp_groups("127.0.0.1:0", |rank| rank != MIXED_APART, world, timeout),
     }
 }
 
-fn tcp_groups(address: &str, world: usize, timeout: Duration) -> Vec<Group> {
+/// Forms a group in which the ranks that `share` want shared memory.
+fn tcp_groups(
+    address: &str,
+    share: impl Fn(Rank) -> bool,
+    world: usize,
+    timeout: Duration,
+) -> Vec<Group> {
+    let config = |rank| Config {
+        shared_memory: share(rank),
+    };
     let key = Key::from_token("a token of the test");
     let deadline = Instant::now() + PATIENT;
     let rendezvous = Rendezvous::bind(address.parse().expect("an address"), world, key.clone())
-        .expect("a free port");
+        .expect("a free port")
+        .with(config(Rank(0)));
     let address = rendezvous.local_addr();
     thread::scope(|scope| {
         let joining: Vec<_> = (1..world)
             .map(|rank| {
                 let key = key.clone();
                 let rank = Rank(u16::try_from(rank).expect("small"));
-                scope.spawn(move || tcp::join(address, rank, world, key, deadline))
+                let config = config(rank);
+                scope.spawn(move || tcp::join_with(config, address, rank, world, key, deadline))
             })
             .collect();
         let root = rendezvous.accept(deadline);
@@ -100,6 +123,28 @@ fn values(rank: usize, len: usize) -> Vec<f32> {
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
+}
+
+#[test]
+fn a_group_says_what_carries_its_bytes() {
+    everywhere(&WORLDS, |links, world| {
+        let ranks = || (0..=world).map(|rank| Rank(u16::try_from(rank).expect("small")));
+        for group in groups(links, world, PATIENT) {
+            let own = group.rank();
+            let expected = |peer: Rank| {
+                (peer != own && peer.index() < world).then(|| match links {
+                    Links::InProcess => Transport::InProcess,
+                    Links::Tcp => Transport::Tcp,
+                    Links::Mixed if [own, peer].contains(&MIXED_APART) => Transport::Tcp,
+                    Links::Mixed | Links::SharedMemory => Transport::SharedMemory,
+                })
+            };
+            for peer in ranks() {
+                let found = group.transport(peer);
+                assert_eq!(found, expected(peer), "{links:?}, {own} to {peer}");
+            }
+        }
+    });
 }
 
 #[test]
@@ -522,7 +567,7 @@ fn groups_form_over_ipv6() {
         eprintln!("SKIPPED groups_form_over_ipv6: this machine has no IPv6 loopback");
         return;
     }
-    let sums = on_each(tcp_groups("[::1]:0", 3, PATIENT), |group| {
+    let sums = on_each(tcp_groups("[::1]:0", |_| false, 3, PATIENT), |group| {
         let mut data = [1.0];
         group
             .all_reduce_sum(&mut data)

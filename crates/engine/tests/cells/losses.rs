@@ -13,7 +13,7 @@ use shoal_engine::client::{
 };
 use shoal_engine::step::Step;
 use shoal_engine::wire::{self, Command, Notice, Phase};
-use shoal_fabric::{Rank, tcp};
+use shoal_fabric::{Rank, Transport, tcp};
 use shoal_kernels::{Cpu, CpuConfig, Isa};
 use shoal_model::Model;
 
@@ -43,6 +43,7 @@ fn mortal_member(rendezvous: SocketAddr, cell: &Cell, fate: Fate) -> JoinHandle<
         .expect("a device");
         let mut group =
             tcp::join(rendezvous, Rank(1), world, key, Instant::now() + PATIENCE).expect("joined");
+        assert_eq!(group.transport(Rank(0)), Some(Transport::SharedMemory));
         group.set_timeout(PATIENCE);
         let mut model = Model::load_member(cpu, &mut group).expect("loaded");
         let (mut computed, mut bytes) = (0, Vec::new());

@@ -1,0 +1,163 @@
+//! Whether two ranks share memory, and why: found out by the two while their connection is set up.
+
+use std::borrow::Cow;
+
+use tracing::info;
+
+use crate::link::Transport;
+use crate::rank::Rank;
+use crate::segment::{self, Offer};
+use crate::shared::Pipes;
+use crate::tcp::Config;
+
+/// The end of a connection that offers memory.
+pub(crate) struct Lead(Result<Offer, Cow<'static, str>>);
+
+impl Lead {
+    /// Creates what is to be offered, if `config` wants it.
+    pub(crate) fn new(config: Config) -> Self {
+        Self(match config.shared_memory {
+            false => Err(SWITCHED_OFF.into()),
+            true => Offer::new()
+                .map_err(|error| format!("this rank cannot create shared memory ({error})").into()),
+        })
+    }
+
+    /// Returns the message to the other end.
+    pub(crate) fn offer(&self) -> &[u8] {
+        self.0.as_ref().map_or(&[], Offer::name)
+    }
+
+    /// Hears what the other end answered to the offer.
+    ///
+    /// # Errors
+    /// What is wrong with the answer.
+    pub(crate) fn conclude(self, answer: &[u8]) -> Result<Ground, String> {
+        match self.0 {
+            Ok(offer) => Ok(match offer.conclude(answer)? {
+                Some(segment) => Ground::Shared(Box::new(Pipes::of_creator(segment))),
+                None => Ground::Apart(DECLINED.into()),
+            }),
+            Err(reason) if answer.is_empty() => Ok(Ground::Apart(reason)),
+            Err(_) => Err("it accepts shared memory that was not offered".to_owned()),
+        }
+    }
+}
+
+/// What two ranks have found out.
+pub(crate) enum Ground {
+    /// They share memory.
+    Shared(Box<Pipes>),
+    /// They do not, for this reason.
+    Apart(Cow<'static, str>),
+}
+
+impl Ground {
+    /// Opens what the other end offers, if `config` wants it; returns the answer to it as well.
+    pub(crate) fn seek(config: Config, offer: &[u8]) -> (Vec<u8>, Self) {
+        let apart = |reason| (Vec::new(), Self::Apart(reason));
+        if !config.shared_memory {
+            return apart(SWITCHED_OFF.into());
+        }
+        if offer.is_empty() {
+            return apart("the peer offers no shared memory".into());
+        }
+        match segment::open(offer) {
+            Ok((segment, proof)) => {
+                let pipes = Box::new(Pipes::of_opener(segment));
+                (proof.to_vec(), Self::Shared(pipes))
+            }
+            Err(error) => {
+                apart(format!("the peer's memory cannot be opened here ({error})").into())
+            }
+        }
+    }
+
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self, Self::Shared(_))
+    }
+
+    /// Says what will carry the bytes between `rank` and `peer`, and why.
+    pub(crate) fn log(&self, rank: Rank, peer: Rank) {
+        let (transport, reason) = match self {
+            Self::Shared(_) => (
+                Transport::SharedMemory,
+                "both ranks have opened the same memory",
+            ),
+            Self::Apart(reason) => (Transport::Tcp, &**reason),
+        };
+        info!(%rank, %peer, %transport, reason, "link up");
+    }
+
+    /// Returns the pipes through shared memory, if there is any.
+    pub(crate) fn into_pipes(self) -> Option<Pipes> {
+        match self {
+            Self::Shared(pipes) => Some(*pipes),
+            Self::Apart(_) => None,
+        }
+    }
+}
+
+const SWITCHED_OFF: &str = "shared memory is switched off on this rank";
+const DECLINED: &str = "the peer did not open this rank's memory: it is on another machine, in another container, of \
+    another user, or has it switched off";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ON: Config = Config {
+        shared_memory: true,
+    };
+    const OFF: Config = Config {
+        shared_memory: false,
+    };
+
+    /// What both ends find out, the one that leads first; nothing where they share memory.
+    fn reasons(lead: Config, follow: Config) -> [Option<String>; 2] {
+        let lead = Lead::new(lead);
+        let (answer, follow) = Ground::seek(follow, lead.offer());
+        let lead = lead.conclude(&answer).expect("an honest answer");
+        [lead, follow].map(|ground| match ground {
+            Ground::Shared(_) => None,
+            Ground::Apart(reason) => Some(reason.into_owned()),
+        })
+    }
+
+    #[test]
+    fn memory_is_shared_if_both_want_it() {
+        assert_eq!(reasons(ON, ON), [None, None]);
+        let off = || Some(SWITCHED_OFF.to_owned());
+        let unoffered = Some("the peer offers no shared memory".to_owned());
+        assert_eq!(reasons(OFF, ON), [off(), unoffered]);
+        assert_eq!(reasons(ON, OFF), [Some(DECLINED.to_owned()), off()]);
+        assert_eq!(reasons(OFF, OFF), [off(), off()]);
+    }
+
+    #[test]
+    fn memory_of_another_machine_is_not_found() {
+        for name in [&[9; 16][..], b"short", &[0; 40]] {
+            let (answer, ground) = Ground::seek(ON, name);
+            assert!(answer.is_empty() && !ground.is_shared());
+        }
+        let ground = Lead::new(ON).conclude(&[]).expect("it may decline");
+        assert!(!ground.is_shared());
+    }
+
+    #[test]
+    fn an_answer_that_only_guesses_is_refused() {
+        for answer in [&[0][..], &[0; 32], &[0; 1000]] {
+            assert!(Lead::new(ON).conclude(answer).is_err());
+            assert!(Lead::new(OFF).conclude(answer).is_err());
+        }
+    }
+
+    #[test]
+    fn an_offer_can_be_taken_once() {
+        let lead = Lead::new(ON);
+        let (answer, first) = Ground::seek(ON, lead.offer());
+        let (_, second) = Ground::seek(ON, lead.offer());
+        assert!(first.is_shared() && !second.is_shared());
+        assert!(lead.conclude(&answer).expect("honest").is_shared());
+    }
+}
