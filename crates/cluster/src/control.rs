@@ -4,6 +4,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use shoal_fabric::{FabricError, Key};
 
+use crate::copy::CopyOrder;
+
 /// Front to node.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -12,6 +14,8 @@ pub(crate) enum Order {
     Spawn(Spawn),
     /// End the rank of this cell, if it is the one running.
     End { cell: String },
+    /// Copy files; the connection is the copy's from here on. Only the first order on a connection can be this one.
+    Copy(CopyOrder),
     /// Keeps the connection known to be alive.
     Ping,
 }

@@ -4,6 +4,7 @@
 //!   front's side: rank 0 on this machine, the others here or on the machines of [`Placement::Peers`].
 //! - [`node::Node`] lends this machine to a cell: it waits for a front that knows the token and starts a rank for it.
 //! - [`link_test`] starts ranks that measure the links between machines instead of loading a model.
+//! - [`copy`] moves files between this machine and nodes.
 //! - [`store`] fetches, lists and removes models.
 //!
 //! Ranks are processes of the same binary, started with a [`RankLaunch`] on standard input, so that no secret is seen
@@ -12,6 +13,7 @@
 
 mod cell;
 mod control;
+pub mod copy;
 mod doorstep;
 mod found;
 mod launch;

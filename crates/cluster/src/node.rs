@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
@@ -17,6 +18,7 @@ use thiserror::Error;
 use tracing::{info, warn};
 
 use crate::control::{Order, Report, Spawn, Task, decode, encode, formation_key};
+use crate::copy::CopyService;
 use crate::doorstep::{Doorstep, Place};
 use crate::launch::{LinkTestRole, Program, RankLaunch, RankProcess, RoleLaunch, TaskLaunch};
 
@@ -38,6 +40,8 @@ pub struct NodeConfig {
     pub isa: Option<String>,
     /// Binary that runs the rank.
     pub program: Program,
+    /// Folder that files are copied to and from; made when it is needed.
+    pub root: PathBuf,
 }
 
 /// The node cannot listen.
@@ -49,6 +53,7 @@ pub struct NodeError {
 }
 
 struct Shared {
+    copies: CopyService,
     config: NodeConfig,
     lent: Mutex<Lent>,
     doorstep: Arc<Doorstep>,
@@ -80,6 +85,7 @@ impl Node {
         Ok(Self {
             listener,
             shared: Arc::new(Shared {
+                copies: CopyService::new(config.root.clone(), config.token.clone()),
                 config,
                 lent: Mutex::new(Lent::Free),
                 doorstep: Arc::default(),
@@ -213,8 +219,15 @@ fn converse(shared: &Shared, stream: TcpStream, place: Place) -> Result<(), Fabr
         Instant::now() + HANDSHAKE_WAIT,
     );
     drop(place);
-    let channel = proved?;
+    let mut channel = proved?;
     let front = channel.peer_addr();
+    let first = match decode(&channel.recv(Some(Instant::now() + FRONT_SILENCE_MAX))?)? {
+        Order::Copy(order) => {
+            shared.copies.serve(channel, order);
+            return Ok(());
+        }
+        first => first,
+    };
     if shared.fronts.fetch_add(1, Ordering::Relaxed) >= FRONTS_MAX {
         shared.fronts.fetch_sub(1, Ordering::Relaxed);
         warn!(%front, "front refused: too many are connected");
@@ -223,7 +236,7 @@ fn converse(shared: &Shared, stream: TcpStream, place: Place) -> Result<(), Fabr
     info!(%front, "front connected");
     let (sender, mut receiver) = channel.split();
     let sender = Arc::new(Mutex::new(sender));
-    let outcome = obey(shared, front, &sender, &mut receiver);
+    let outcome = obey(shared, front, first, &sender, &mut receiver);
     // Whoever still waits to report on a rank would otherwise keep the connection half alive.
     sender.lock().expect("no panic under this lock").close();
     shared.fronts.fetch_sub(1, Ordering::Relaxed);
@@ -233,12 +246,14 @@ fn converse(shared: &Shared, stream: TcpStream, place: Place) -> Result<(), Fabr
 fn obey(
     shared: &Shared,
     front: SocketAddr,
+    first: Order,
     sender: &Arc<Mutex<Sender>>,
     receiver: &mut Receiver,
 ) -> Result<(), FabricError> {
+    let mut order = first;
     loop {
-        match decode(&receiver.recv(Some(Instant::now() + FRONT_SILENCE_MAX))?)? {
-            Order::Ping => {}
+        match order {
+            Order::Ping | Order::Copy(_) => {}
             Order::End { cell } => shared.end(&cell),
             Order::Spawn(order) => match shared.spawn(&order, front) {
                 Ok(process) => {
@@ -248,6 +263,7 @@ fn obey(
                 Err(reason) => report(sender, &Report::Ended { reason })?,
             },
         }
+        order = decode(&receiver.recv(Some(Instant::now() + FRONT_SILENCE_MAX))?)?;
     }
 }
 
@@ -306,6 +322,7 @@ mod tests {
                 path: "/nowhere/shoal".into(),
                 flags: Vec::new(),
             },
+            root: "/nowhere/root".into(),
         })
         .expect("loopback");
         let address = node.local_addr().expect("bound");

@@ -41,7 +41,8 @@ pub use reference::{HubSource, ModelRef, PypiSource, RefError};
 
 use error::Doing;
 use leftover::{folders, leftovers};
-use part::{Finished, Space, free_bytes};
+pub(crate) use part::free_bytes;
+use part::{Finished, Space};
 use workspace::{Manifest, Workspace, stored, sweep};
 
 /// The models of one folder.

@@ -142,8 +142,10 @@ impl Channel {
         !looked.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
     }
 
-    /// Returns the bare connection, on which nothing but the messages so far has been read.
-    pub(crate) fn into_stream(self) -> TcpStream {
+    /// Returns the bare connection, on which nothing but the messages so far has been read. What follows on it is bounded
+    /// by no deadline and proves nothing of where it came from.
+    #[must_use]
+    pub fn into_stream(self) -> TcpStream {
         drop(self.receiver);
         Arc::into_inner(self.sender.stream)
             .expect("a channel that was not split is its only holder")

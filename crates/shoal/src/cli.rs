@@ -4,6 +4,7 @@
     reason = "doc comments here are help texts"
 )]
 
+mod copy;
 mod fabric;
 
 use std::net::{IpAddr, Ipv6Addr};
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+pub(crate) use copy::{CopyArgs, Place};
 pub(crate) use fabric::{FabricAction, FabricArgs, LinkTestArgs};
 
 /// Runs one large language model across the machines you already own.
@@ -55,6 +57,8 @@ pub(crate) enum Command {
     Pull(PullArgs),
     /// List the models in the store, or remove one.
     Models(ModelsArgs),
+    /// Copy files and folders to a node, from a node, or to every node.
+    Cp(CopyArgs),
     /// Measure prefill and decode speed, load time and memory.
     Bench(BenchArgs),
     /// Examine the links between machines.
@@ -102,7 +106,7 @@ impl Command {
         match self {
             Self::Up(_) | Self::Serve(_) | Self::Node(_) => "info",
             Self::Run(_) | Self::Pull(_) | Self::Models(_) | Self::Bench(_) => "warn",
-            Self::Fabric(_) | Self::Rank(_) => "warn",
+            Self::Cp(_) | Self::Fabric(_) | Self::Rank(_) => "warn",
         }
     }
 }
@@ -232,6 +236,9 @@ pub(crate) struct NodeArgs {
     /// File with the token that fronts must know.
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: PathBuf,
+    /// Folder that `shoal cp` may copy to and from [default: the models of the store].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
     /// Compute threads to lend [default: every core].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,

@@ -23,6 +23,11 @@ impl Home {
         Ok(Store::open(self.0.clone())?)
     }
 
+    /// Folder of the store's models.
+    pub(crate) fn models(&self) -> PathBuf {
+        self.0.join("models")
+    }
+
     /// Folder of running cells: sockets and records.
     pub(crate) fn run_root(&self) -> PathBuf {
         self.0.join("run")

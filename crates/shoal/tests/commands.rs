@@ -124,6 +124,127 @@ fn a_node_lends_itself_to_holders_of_the_token_only() {
 }
 
 #[test]
+fn cp_copies_to_a_node_from_it_and_through_it_to_others() {
+    let house = House::new();
+    let token = house.file("token", b"a secret\n");
+    let mut nodes = ["one", "two"].map(|root| {
+        let root = house.file_path(root);
+        let args = ["node", "--listen", "127.0.0.1:0", "--token-file", &token];
+        house.spawn(&[&args[..], &["--root", &root]].concat())
+    });
+    let addresses = nodes.each_mut().map(|node| {
+        let line = first_line(node);
+        let address = line.strip_prefix("waiting ").expect("where it waits");
+        address.trim().to_owned()
+    });
+    let [first, second] = &addresses;
+    let cp = |extra: &[&str]| {
+        house.shoal(
+            &[&["cp", "--token-file", &token], extra].concat(),
+            &["RUST_BACKTRACE=0"],
+        )
+    };
+    let data = std::fs::read(house.model()).expect("the model");
+    let read = |path: &str| std::fs::read(house.file_path(path)).expect("the copy");
+
+    let output = cp(&[house.model(), &format!("{first}:m/")]);
+    assert!(
+        output.status.success() && output.stdout.is_empty(),
+        "{output:?}"
+    );
+    assert!(error_of(&output).contains("1 file written"), "{output:?}");
+    assert_eq!(read("one/m/tiny.gguf"), data);
+
+    let fetched = house.file_path("fetched");
+    let output = cp(&["--verify", &format!("{first}:m/tiny.gguf"), &fetched]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(read("fetched"), data);
+
+    let all = ["--json", "--peer", first, "--peer", second];
+    let output = cp(&[&all[..], &["--limit-rate", "1G", house.model(), "all:m/"]].concat());
+    assert!(output.status.success(), "{output:?}");
+    let outcome: serde_json::Value =
+        serde_json::from_slice(&output.stdout).expect("one JSON object");
+    let received = |node: usize| outcome["nodes"][node]["bytes_received"].as_u64();
+    assert_eq!(
+        (received(0), received(1)),
+        (Some(0), Some(data.len() as u64))
+    );
+    assert_eq!(
+        (&outcome["ok"], &outcome["nodes"][1]["node"]),
+        (&true.into(), &second.as_str().into())
+    );
+    assert_eq!(read("two/m/tiny.gguf"), data);
+
+    let escape = cp(&[house.model(), &format!("{first}:../out")]);
+    assert!(error_of(&escape).contains("../out"), "{escape:?}");
+    let ambiguous = cp(&[house.model(), first]);
+    assert!(
+        error_of(&ambiguous).contains(&format!("{first}:")),
+        "{ambiguous:?}"
+    );
+    let missing = cp(&["--json", &format!("{first}:none"), "."]);
+    assert_eq!(missing.status.code(), Some(1));
+    let failure: serde_json::Value =
+        serde_json::from_slice(&missing.stdout).expect("one JSON object");
+    assert_eq!(failure["ok"], false);
+    assert!(failure["error"].as_str().expect("a text").contains("none"));
+    for node in &mut nodes {
+        signal("TERM", node.id());
+        assert!(node.wait().expect("the node ends").success());
+    }
+}
+
+#[test]
+fn cp_that_is_interrupted_goes_on_where_it_stopped() {
+    const CHUNK: u64 = 1 << 20;
+    let house = House::new();
+    let token = house.file("token", b"a secret\n");
+    let root = house.file_path("root");
+    let args = ["node", "--listen", "127.0.0.1:0", "--token-file", &token];
+    let mut node = house.spawn(&[&args[..], &["--root", &root]].concat());
+    let line = first_line(&mut node);
+    let address = line.strip_prefix("waiting ").expect("where it waits");
+    let to = format!("{}:", address.trim());
+    let data: Vec<u8> = (0..8 * CHUNK).map(|at| (at * at >> 13) as u8).collect();
+    let file = house.file("big", &data);
+    let args = ["cp", "--json", "--token-file", &token, &file, &to];
+
+    let cut = house
+        .command(&[&args[..], &["--limit-rate", "3M", "--connections", "1"]].concat())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("shoal starts");
+    let part = format!("{root}/.big.shoal-part");
+    eventually("two chunks have arrived", || {
+        std::fs::metadata(&part).is_ok_and(|part| part.len() >= 2 * CHUNK)
+    });
+    signal("INT", cut.id());
+    let cut = cut.wait_with_output().expect("it ends");
+    assert_eq!(cut.status.code(), Some(1), "{cut:?}");
+    assert!(error_of(&cut).contains("goes on from there"), "{cut:?}");
+    assert!(!Path::new(&format!("{root}/big")).exists());
+
+    // The node may still have to notice that the first attempt is over.
+    let mut sent = None;
+    eventually("the node takes the file", || {
+        let output = house.shoal(&args, &[]);
+        let outcome: serde_json::Value =
+            serde_json::from_slice(&output.stdout).expect("one JSON object");
+        sent = outcome["nodes"][0]["bytes_received"].as_u64();
+        sent.is_some()
+    });
+    assert!(sent <= Some(7 * CHUNK), "{sent:?}");
+    assert_eq!(
+        std::fs::read(format!("{root}/big")).expect("the copy"),
+        data
+    );
+    signal("TERM", node.id());
+    assert!(node.wait().expect("the node ends").success());
+}
+
+#[test]
 fn bench_prints_the_object_that_scripts_read() {
     let house = House::new();
     let args = [
@@ -466,8 +587,13 @@ impl House {
     }
 
     fn file(&self, name: &str, bytes: &[u8]) -> String {
-        let path = self.folder.path().join(name);
+        let path = self.file_path(name);
         std::fs::write(&path, bytes).expect("the file is written");
+        path
+    }
+
+    fn file_path(&self, name: &str) -> String {
+        let path = self.folder.path().join(name);
         path.to_str().expect("UTF-8").to_owned()
     }
 

@@ -101,7 +101,7 @@ impl Space {
 }
 
 /// Returns the bytes that an ordinary user may still write to the file system of `folder`.
-pub(super) fn free_bytes(folder: &Path) -> io::Result<u64> {
+pub(crate) fn free_bytes(folder: &Path) -> io::Result<u64> {
     let facts = rustix::fs::statvfs(folder)?;
     Ok(facts.f_bavail.saturating_mul(facts.f_frsize))
 }

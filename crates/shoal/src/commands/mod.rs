@@ -3,6 +3,7 @@
 mod bench;
 mod cell;
 mod chat;
+mod copy;
 mod fabric;
 mod model;
 mod models;
@@ -27,6 +28,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Command::Node(args) => node::node(&args, &logs),
         Command::Pull(args) => pull::pull(&args),
         Command::Models(args) => models::models(&args),
+        Command::Cp(args) => copy::copy(&args),
         Command::Bench(args) => bench::bench(&args, &logs),
         Command::Fabric(args) => fabric::fabric(&args, &logs),
         Command::Rank(args) => rank::rank(&args),

@@ -10,6 +10,7 @@ use tracing::info;
 use super::{cell, runtime};
 use crate::cli::{LogArgs, NodeArgs};
 use crate::progress::{note, say};
+use crate::settings::Home;
 use crate::signals::Signals;
 
 pub(crate) fn node(args: &NodeArgs, logs: &LogArgs) -> Result<()> {
@@ -25,6 +26,10 @@ pub(crate) fn node(args: &NodeArgs, logs: &LogArgs) -> Result<()> {
         threads: args.threads.map(usize::from),
         isa: args.isa.clone(),
         program: cell::program(logs, "info")?,
+        root: match &args.root {
+            Some(root) => std::path::absolute(root)?,
+            None => Home::locate()?.models(),
+        },
     })?;
     let address = node.local_addr()?;
     runtime()?.block_on(async {
