@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::slice::from_ref;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -155,7 +156,7 @@ fn a_source_that_changes_under_way_is_an_error_and_what_arrived_is_used_again() 
                 .unwrap();
         }
     };
-    let failed = push(&config, &[file.clone()], &[node.address.clone()], "", &cut);
+    let failed = push(&config, from_ref(&file), from_ref(&node.address), "", &cut);
     assert!(
         matches!(failed, Err(CopyError::Changed { .. })),
         "{failed:?}"
@@ -269,7 +270,7 @@ fn a_wrong_token_gets_and_gives_nothing() {
         token: Key::from_token("other"),
         ..config()
     };
-    let refused = push(&config, &[file], &[node.address.clone()], "", &|_| {}).unwrap_err();
+    let refused = push(&config, &[file], from_ref(&node.address), "", &|_| {}).unwrap_err();
     assert!(refused.to_string().contains("--token-file"), "{refused}");
     assert_eq!(names(&node.path("")), [""; 0]);
 }
@@ -405,7 +406,7 @@ impl Served {
 
     fn push(&self, sources: &[&Path], to: &str) -> Result<CopySummary, CopyError> {
         let sources: Vec<_> = sources.iter().map(|path| path.to_path_buf()).collect();
-        push(&config(), &sources, &[self.address.clone()], to, &|_| {})
+        push(&config(), &sources, from_ref(&self.address), to, &|_| {})
     }
 
     fn connect(&self) -> Channel {

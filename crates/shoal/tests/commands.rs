@@ -206,7 +206,7 @@ fn cp_that_is_interrupted_goes_on_where_it_stopped() {
     let line = first_line(&mut node);
     let address = line.strip_prefix("waiting ").expect("where it waits");
     let to = format!("{}:", address.trim());
-    let data: Vec<u8> = (0..8 * CHUNK).map(|at| (at * at >> 13) as u8).collect();
+    let data: Vec<u8> = (0..8 * CHUNK).map(|at| ((at * at) >> 13) as u8).collect();
     let file = house.file("big", &data);
     let args = ["cp", "--json", "--token-file", &token, &file, &to];
 
