@@ -2,6 +2,9 @@
 use std::arch::is_aarch64_feature_detected;
 use std::fmt;
 
+#[cfg(target_arch = "x86_64")]
+use crate::arch::amx;
+
 /// Instruction set that the kernels use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Isa {
@@ -11,6 +14,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, VL and VNNI; 8-bit activations against quantised weights.
     Avx512,
+    /// AVX-512 with the tiles of AMX, which multiply 8-bit integers for many tokens at a time.
+    Amx,
     /// NEON, which every 64-bit Arm processor has; 8-bit activations against quantised weights.
     Neon,
     /// The same with the product sums of `dotprod`.
@@ -21,10 +26,11 @@ pub enum Isa {
 
 impl Isa {
     /// Every instruction set; those of one processor are slowest first.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Scalar,
         Self::Avx2,
         Self::Avx512,
+        Self::Amx,
         Self::Neon,
         Self::NeonDot,
         Self::NeonI8mm,
@@ -38,7 +44,7 @@ impl Isa {
             .unwrap_or(Self::Scalar)
     }
 
-    /// Says whether this processor can run it.
+    /// Says whether this processor can run it, and the system lets this process.
     pub fn is_available(self) -> bool {
         match self {
             Self::Scalar => true,
@@ -56,8 +62,10 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => amx::refusal().is_none(),
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 | Self::Avx512 => false,
+            Self::Avx2 | Self::Avx512 | Self::Amx => false,
             #[cfg(target_arch = "aarch64")]
             Self::Neon => is_aarch64_feature_detected!("neon"),
             #[cfg(target_arch = "aarch64")]
@@ -79,10 +87,15 @@ impl Isa {
             return Err(IsaError::Unknown(name.to_owned(), available()));
         };
         if isa.is_available() {
-            Ok(isa)
-        } else {
-            Err(IsaError::Unavailable(isa, available()))
+            return Ok(isa);
         }
+        #[cfg(target_arch = "x86_64")]
+        if isa == Self::Amx
+            && let Some(refusal) = amx::refusal()
+        {
+            return Err(IsaError::Amx(refusal, available()));
+        }
+        Err(IsaError::Unavailable(isa, available()))
     }
 
     fn name(self) -> &'static str {
@@ -90,6 +103,7 @@ impl Isa {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
             Self::Neon => "neon",
             Self::NeonDot => "neon-dot",
             Self::NeonI8mm => "neon-i8mm",
@@ -112,6 +126,23 @@ pub enum IsaError {
     /// The processor lacks it.
     #[error("this processor cannot run {0}; it has: {1}")]
     Unavailable(Isa, String),
+    /// AMX is missing or must not be used.
+    #[error("amx cannot be used: {0}; this processor has: {1}")]
+    Amx(AmxRefusal, String),
+}
+
+/// Why AMX cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AmxRefusal {
+    /// It takes an Intel processor from Sapphire Rapids on.
+    #[error("the processor lacks avx512, amx-tile or amx-int8")]
+    Processor,
+    /// It takes Linux 5.16, and a sandbox that does not filter the request.
+    #[error("the kernel does not permit it (arch_prctl ARCH_REQ_XCOMP_PERM failed)")]
+    Kernel,
+    /// The processor, or what emulates it, is faulty.
+    #[error("its products are not what they are defined to be")]
+    WrongProducts,
 }
 
 fn available() -> String {

@@ -41,7 +41,7 @@ mod pool;
 
 pub use cpu::{Cpu, CpuConfig, CpuError};
 pub use dtype::Dtype;
-pub use isa::{Isa, IsaError};
+pub use isa::{AmxRefusal, Isa, IsaError};
 pub use kv_cache::{KvCache, KvCacheError, KvShape};
 pub use mapped_file::MappedFile;
 pub use matrix::{Matrix, MatrixError};

@@ -113,6 +113,13 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn store_bytes(self, x: __m256i, to: &mut [u8]) {
+        assert!(to.len() >= 32);
+        // SAFETY: `self` proves the features, and there is room for 32 bytes.
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), x) }
+    }
+
+    #[inline(always)]
     fn dot_add(self, sum: __m256i, weights: __m256i, activations: __m256i, wide: bool) -> __m256i {
         self.dot(sum, weights, activations, wide)
     }
@@ -151,6 +158,7 @@ impl Simd for Avx2 {
             _mm256_set1_epi32(i32::from_ne_bytes(bytes.map(|b| b as u8)))
         }
         fn to_f32(self, x: __m256i) -> __m256 { _mm256_cvtepi32_ps(x) }
+        fn add_i32(self, a: __m256i, b: __m256i) -> __m256i { _mm256_add_epi32(a, b) }
         fn and(self, x: __m256i, mask: u32) -> __m256i {
             _mm256_and_si256(x, _mm256_set1_epi32(mask as i32))
         }

@@ -8,14 +8,19 @@
 use crate::Isa;
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
+pub(crate) mod tiles;
 
 pub(crate) use scalar::Scalar;
+
+use tiles::TileUnit;
 
 /// A kernel with its arguments, to be compiled for each instruction set.
 ///
@@ -26,6 +31,27 @@ pub(crate) trait Operation {
     type Output;
     /// Computes with the vectors of `simd`.
     fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// A kernel that also needs tiles; the same holds for its `run`.
+pub(crate) trait TiledOperation {
+    /// Computes with the vectors of `simd` and the tiles of `unit`.
+    fn run<S: Simd, U: TileUnit>(self, simd: S, unit: U);
+}
+
+/// A tiled kernel together with the tiles it uses.
+struct WithTiles<O, U> {
+    operation: O,
+    unit: U,
+}
+
+impl<O: TiledOperation, U: TileUnit> Operation for WithTiles<O, U> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        self.operation.run(simd, self.unit);
+    }
 }
 
 /// Vectors of [`Simd::LANES`] floats, or of as many groups of four bytes.
@@ -78,6 +104,8 @@ pub(crate) trait Simd: Copy {
     fn splat_i32(self, x: i32) -> Self::I32;
     /// Loads `4 * LANES` bytes.
     fn load_bytes(self, from: &[u8]) -> Self::I32;
+    /// Stores `4 * LANES` bytes.
+    fn store_bytes(self, x: Self::I32, to: &mut [u8]);
     /// The same four bytes in every lane.
     fn splat_bytes(self, bytes: [i8; 4]) -> Self::I32;
     /// Adds to each lane the product sum of its four unsigned weights and four signed activations.
@@ -90,6 +118,8 @@ pub(crate) trait Simd: Copy {
         wide: bool,
     ) -> Self::I32;
     fn to_f32(self, x: Self::I32) -> Self::F32;
+    /// Adds integers, wrapping.
+    fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
     /// Ands each lane with `mask`.
     fn and(self, x: Self::I32, mask: u32) -> Self::I32;
     fn or(self, a: Self::I32, b: Self::I32) -> Self::I32;
@@ -151,12 +181,17 @@ pub(crate) enum Token {
     Avx2(avx2::Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Amx(amx::Amx),
     #[cfg(target_arch = "aarch64")]
     Neon(neon::Neon<neon::Pairs>),
     #[cfg(target_arch = "aarch64")]
     NeonDot(neon::Neon<neon::Dotprod>),
     #[cfg(target_arch = "aarch64")]
     NeonI8mm(neon::Neon<neon::I8mm>),
+    /// The vectors of another instruction set with [`tiles::Model`].
+    #[cfg(test)]
+    Modelled(Isa),
 }
 
 impl Token {
@@ -167,8 +202,10 @@ impl Token {
             Isa::Avx2 => avx2::Avx2::new().map(Self::Avx2),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => avx512::Avx512::new().map(Self::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => amx::Amx::new().map(Self::Amx),
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 => None,
+            Isa::Avx2 | Isa::Avx512 | Isa::Amx => None,
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => neon::Neon::new().map(Self::Neon),
             #[cfg(target_arch = "aarch64")]
@@ -187,14 +224,51 @@ impl Token {
             Self::Avx2(token) => token.run(operation),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(token) => token.run(operation),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(token) => token.run(operation),
             #[cfg(target_arch = "aarch64")]
             Self::Neon(token) => token.run(operation),
             #[cfg(target_arch = "aarch64")]
             Self::NeonDot(token) => token.run(operation),
             #[cfg(target_arch = "aarch64")]
             Self::NeonI8mm(token) => token.run(operation),
+            #[cfg(test)]
+            Self::Modelled(isa) => modelled(isa).run(operation),
         }
     }
+
+    /// Says whether [`run_tiled`](Self::run_tiled) may be called.
+    pub(crate) fn has_tiles(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(_) => true,
+            #[cfg(test)]
+            Self::Modelled(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Runs a kernel that needs tiles.
+    ///
+    /// # Panics
+    /// If there are none.
+    pub(crate) fn run_tiled<O: TiledOperation>(self, operation: O) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(token) => token.run_tiled(operation),
+            #[cfg(test)]
+            Self::Modelled(isa) => modelled(isa).run(WithTiles {
+                operation,
+                unit: tiles::Model,
+            }),
+            _ => panic!("no tiles in this instruction set"),
+        }
+    }
+}
+
+#[cfg(test)]
+fn modelled(isa: Isa) -> Token {
+    Token::new(isa).expect("the test chose one that is there")
 }
 
 #[cfg(test)]

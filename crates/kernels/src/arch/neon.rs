@@ -211,6 +211,13 @@ impl<D: Dot> Simd for Neon<D> {
     }
 
     #[inline(always)]
+    fn store_bytes(self, x: uint32x4_t, to: &mut [u8]) {
+        assert!(to.len() >= 16);
+        // SAFETY: `self` proves NEON, and there is room for 16 bytes.
+        unsafe { vst1q_u8(to.as_mut_ptr(), vreinterpretq_u8_u32(x)) }
+    }
+
+    #[inline(always)]
     fn prefetch(self, address: *const u8) {
         // SAFETY: prefetches do not fault, whatever the address, and change no contents.
         unsafe {
@@ -260,6 +267,7 @@ impl<D: Dot> Simd for Neon<D> {
         }
         fn to_f32(self, x: uint32x4_t) -> float32x4_t { vcvtq_f32_s32(vreinterpretq_s32_u32(x)) }
         fn and(self, x: uint32x4_t, mask: u32) -> uint32x4_t { vandq_u32(x, vdupq_n_u32(mask)) }
+        fn add_i32(self, a: uint32x4_t, b: uint32x4_t) -> uint32x4_t { vaddq_u32(a, b) }
         fn or(self, a: uint32x4_t, b: uint32x4_t) -> uint32x4_t { vorrq_u32(a, b) }
         fn xor(self, x: uint32x4_t, mask: u32) -> uint32x4_t { veorq_u32(x, vdupq_n_u32(mask)) }
         fn shift_left(self, x: uint32x4_t, bits: u32) -> uint32x4_t {

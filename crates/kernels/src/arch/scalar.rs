@@ -129,6 +129,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn store_bytes(self, x: Self::I32, to: &mut [u8]) {
+        to[..4 * LANES].copy_from_slice(x.map(u32::to_le_bytes).as_flattened());
+    }
+
+    #[inline(always)]
     fn splat_bytes(self, bytes: [i8; 4]) -> Self::I32 {
         [u32::from_le_bytes(bytes.map(|b| b as u8)); LANES]
     }
@@ -156,6 +161,11 @@ impl Simd for Scalar {
     #[inline(always)]
     fn to_f32(self, x: Self::I32) -> Self::F32 {
         lanes(|i| x[i] as i32 as f32)
+    }
+
+    #[inline(always)]
+    fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32 {
+        lanes(|i| a[i].wrapping_add(b[i]))
     }
 
     #[inline(always)]

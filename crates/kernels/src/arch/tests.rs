@@ -76,10 +76,10 @@ struct Bits {
 }
 
 impl Operation for Bits {
-    type Output = [f32; 6];
+    type Output = [f32; 7];
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> [f32; 6] {
+    fn run<S: Simd>(self, s: S) -> [f32; 7] {
         let Self { bits, mask, by } = self;
         let x = s.load_bytes([bits.to_le_bytes(); 16].as_flattened());
         let lanes = [
@@ -89,9 +89,13 @@ impl Operation for Bits {
             s.shift_left(x, by),
             s.shift_right(x, by),
             s.shift_right_signed(x, by),
+            s.add_i32(x, s.splat_i32(mask as i32)),
         ];
-        let mut out = [0.0; 6];
+        let mut out = [0.0; 7];
         for (lanes, out) in lanes.into_iter().zip(&mut out) {
+            let mut bytes = [0; 64];
+            s.store_bytes(lanes, &mut bytes);
+            let lanes = s.load_bytes(&bytes);
             *out = s.largest(s.to_f32(lanes));
         }
         out
@@ -133,6 +137,7 @@ proptest! {
             bits << by,
             bits >> by,
             (bits as i32 >> by) as u32,
+            bits.wrapping_add(mask),
         ];
         for token in tokens() {
             prop_assert_eq!(token.run(Bits { bits, mask, by }), expected.map(|x| x as i32 as f32));

@@ -35,7 +35,7 @@ impl Peak {
     pub(crate) fn of_floats(isa: Isa) -> Option<Self> {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Some(Self::new(x86_64::multiply_add_avx512, 2 * 16)),
+            Isa::Avx512 | Isa::Amx => Some(Self::new(x86_64::multiply_add_avx512, 2 * 16)),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Some(Self::new(x86_64::multiply_add_avx2, 2 * 8)),
             _ => None,

@@ -2,8 +2,25 @@ use crate::arch::{Operation, Simd};
 use crate::formats::CHUNK;
 use crate::pool::Pool;
 
-/// Most tokens whose activations are interleaved for [`super::panel`].
-pub(crate) const TILE: usize = 8;
+/// How the integers of the tokens of a tile lie in each block.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// For `k` in `0..8`, each token's integers `4k..4k + 4`, as [`super::panel`] reads them.
+    #[default]
+    Groups,
+    /// All 32 integers of each token, as [`super::tiled`] reads them.
+    Tokens,
+}
+
+impl Layout {
+    /// Returns the most tokens of a tile.
+    fn tile(self) -> usize {
+        match self {
+            Self::Groups => super::panel::TILE,
+            Self::Tokens => super::tiled::TILE,
+        }
+    }
+}
 
 /// Activations as 8-bit integers, one `f32` scale for each block of 32: `x ≈ scale × q`.
 ///
@@ -11,10 +28,10 @@ pub(crate) const TILE: usize = 8;
 /// subnormal count as zero. A block with an infinity or a NaN gets a NaN scale, which makes every
 /// output of its token NaN.
 ///
-/// Tokens come in tiles of [`TILE`]; the last is as wide as the next power of two, and its missing tokens are zero. In a
-/// tile, each block has for `k` in `0..8` and each token the four integers `4k..4k + 4`.
+/// Tokens come in tiles; the last is as wide as the next power of two, and its missing tokens are zero.
 #[derive(Default)]
 pub(crate) struct Activations {
+    layout: Layout,
     blocks: usize,
     quants: Vec<[i8; CHUNK]>,
     sides: Vec<Side>,
@@ -39,10 +56,13 @@ impl Activations {
         isa: crate::arch::Token,
         x: &[f32],
         cols: usize,
+        layout: Layout,
     ) {
+        self.layout = layout;
+        let width = layout.tile();
         self.blocks = cols / CHUNK;
         let tokens = x.len() / cols;
-        let rest = tokens % TILE;
+        let rest = tokens % width;
         let widths = tokens - rest
             + if rest == 0 {
                 0
@@ -52,15 +72,16 @@ impl Activations {
         self.quants.resize(widths * self.blocks, [0; CHUNK]);
         self.sides.resize(widths * self.blocks, Side::default());
         let sides = crate::pool::SharedSlice::new(&mut self.sides);
-        let tile_blocks = TILE * self.blocks;
+        let tile_blocks = width * self.blocks;
         pool.for_each_chunk(&mut self.quants, tile_blocks, |_, i, quants| {
             let start = i * tile_blocks;
             // SAFETY: the pool runs each tile once, and tiles do not overlap.
             let sides = unsafe { sides.slice(start..start + quants.len()) };
-            let x = &x[i * TILE * cols..x.len().min((i + 1) * TILE * cols)];
+            let x = &x[i * width * cols..x.len().min((i + 1) * width * cols)];
             isa.run(QuantizeTile {
                 x,
                 cols,
+                layout,
                 quants,
                 sides,
             });
@@ -68,17 +89,18 @@ impl Activations {
     }
 
     pub(crate) fn tiles(&self) -> usize {
-        self.quants.len().div_ceil(TILE * self.blocks)
+        self.quants.len().div_ceil(self.layout.tile() * self.blocks)
     }
 
     /// Returns how many tokens tile `i` has room for: a power of two.
     pub(crate) fn width(&self, i: usize) -> usize {
-        TILE.min(self.quants.len() / self.blocks - i * TILE)
+        let tile = self.layout.tile();
+        tile.min(self.quants.len() / self.blocks - i * tile)
     }
 
     /// Returns the integers of a tile and what stands beside them, both `blocks × width`.
     pub(crate) fn tile(&self, i: usize) -> (&[[i8; CHUNK]], &[Side]) {
-        let start = i * TILE * self.blocks;
+        let start = i * self.layout.tile() * self.blocks;
         let range = start..start + self.width(i) * self.blocks;
         (&self.quants[range.clone()], &self.sides[range])
     }
@@ -87,6 +109,7 @@ impl Activations {
 struct QuantizeTile<'a> {
     x: &'a [f32],
     cols: usize,
+    layout: Layout,
     quants: &'a mut [[i8; CHUNK]],
     sides: &'a mut [Side],
 }
@@ -105,7 +128,12 @@ impl Operation for QuantizeTile<'_> {
             for (b, x) in row.as_chunks::<CHUNK>().0.iter().enumerate() {
                 let (quants, side) = quantize_block(x);
                 self.sides[b * tile + token] = side;
-                let block = self.quants[b * tile..][..tile].as_flattened_mut();
+                let block = &mut self.quants[b * tile..][..tile];
+                if self.layout == Layout::Tokens {
+                    block[token] = quants;
+                    continue;
+                }
+                let block = block.as_flattened_mut();
                 for (k, four) in quants.as_chunks::<4>().0.iter().enumerate() {
                     block[(k * tile + token) * 4..][..4].copy_from_slice(four);
                 }

@@ -8,16 +8,18 @@
 mod activations;
 mod float;
 mod panel;
+mod tiled;
 
 use std::ops::Range;
 use std::sync::Mutex;
 
 use crate::Matrix;
-use crate::arch::{Operation, Simd, Token};
+use crate::arch::tiles::{Line, TileUnit};
+use crate::arch::{Operation, Simd, TiledOperation, Token};
 use crate::formats::{PANEL_ROWS, with_format};
 use crate::pool::{Pool, SharedSlice, lock};
 
-use activations::Activations;
+use activations::{Activations, Layout};
 
 /// Weights a task should read at least, to outweigh the handing out of tasks.
 const TASK_BYTES: usize = 32 << 10;
@@ -25,15 +27,23 @@ const TASK_BYTES: usize = 32 << 10;
 /// Scratch memory, kept between calls.
 pub(crate) struct Scratch {
     activations: Activations,
-    /// A row in floats, for each thread of the pool.
-    rows: Vec<Mutex<Vec<f32>>>,
+    /// For each thread of the pool.
+    threads: Vec<Mutex<ThreadScratch>>,
+}
+
+#[derive(Default)]
+struct ThreadScratch {
+    /// A row in floats.
+    row: Vec<f32>,
+    /// A panel's integers, unpacked.
+    panel: Vec<Line>,
 }
 
 impl Scratch {
     pub(crate) fn new(threads: usize) -> Self {
         Self {
             activations: Activations::default(),
-            rows: (0..threads).map(|_| Mutex::default()).collect(),
+            threads: (0..threads).map(|_| Mutex::default()).collect(),
         }
     }
 }
@@ -55,10 +65,19 @@ pub(crate) fn linear_many<const N: usize>(
     }
     let in_integers =
         |matrix: &Matrix| matrix.layout().is_quantized() && !matches!(isa, Token::Scalar(_));
+    let tiled = isa.has_tiles() && tokens >= tiled::TOKENS_MIN;
     if products.iter().any(|(matrix, _)| in_integers(matrix)) {
-        scratch.activations.quantize(pool, isa, x, cols);
+        let layout = if tiled {
+            Layout::Tokens
+        } else {
+            Layout::Groups
+        };
+        scratch.activations.quantize(pool, isa, x, cols, layout);
     }
-    let Scratch { activations, rows } = &*scratch;
+    let Scratch {
+        activations,
+        threads,
+    } = &*scratch;
     let products = products.map(|(matrix, out)| Product::new(matrix, out, pool.threads()));
     let tasks = products.iter().map(Product::tasks).sum();
     pool.run(tasks, |thread, mut task| {
@@ -72,15 +91,25 @@ pub(crate) fn linear_many<const N: usize>(
             }
             task -= product.tasks();
         };
-        let scratch = &mut lock(&rows[thread]);
+        let scratch = &mut lock(&threads[thread]);
         let (rows, out) = product.task(task, tokens);
-        isa.run(MultiplyRows {
-            x,
-            activations: in_integers(rows.matrix).then_some(activations),
-            rows,
-            out,
-            scratch,
-        });
+        let in_integers = in_integers(rows.matrix);
+        if in_integers && tiled {
+            isa.run_tiled(MultiplyTiles {
+                activations,
+                rows,
+                out,
+                panel: &mut scratch.panel,
+            });
+        } else {
+            isa.run(MultiplyRows {
+                x,
+                activations: in_integers.then_some(activations),
+                rows,
+                out,
+                row: &mut scratch.row,
+            });
+        }
     });
 }
 
@@ -158,7 +187,7 @@ struct MultiplyRows<'a> {
     activations: Option<&'a Activations>,
     rows: Rows<'a>,
     out: Columns<'a>,
-    scratch: &'a mut Vec<f32>,
+    row: &'a mut Vec<f32>,
 }
 
 impl Operation for MultiplyRows<'_> {
@@ -168,14 +197,36 @@ impl Operation for MultiplyRows<'_> {
     fn run<S: Simd>(self, s: S) {
         // A constant, which spares the compiler every integer kernel of the scalar instruction set.
         if !S::INTEGERS {
-            return float::multiply(s, &self.rows, self.x, self.scratch, &self.out);
+            return float::multiply(s, &self.rows, self.x, self.row, &self.out);
         }
         let Some(activations) = self.activations else {
-            return float::multiply(s, &self.rows, self.x, self.scratch, &self.out);
+            return float::multiply(s, &self.rows, self.x, self.row, &self.out);
         };
         with_format!(
             self.rows.matrix.layout(),
             format => panel::multiply(s, format, &self.rows, activations, &self.out),
+            _ => unreachable!("float weights are not multiplied in integers"),
+        );
+    }
+}
+
+/// The same in integers, with tiles.
+struct MultiplyTiles<'a> {
+    activations: &'a Activations,
+    rows: Rows<'a>,
+    out: Columns<'a>,
+    panel: &'a mut Vec<Line>,
+}
+
+impl TiledOperation for MultiplyTiles<'_> {
+    #[inline(always)]
+    fn run<S: Simd, U: TileUnit>(self, s: S, unit: U) {
+        if !S::INTEGERS {
+            unreachable!("tiles come with vectors of integers");
+        }
+        with_format!(
+            self.rows.matrix.layout(),
+            format => tiled::multiply(s, unit, format, &self.rows, self.activations, self.panel, &self.out),
             _ => unreachable!("float weights are not multiplied in integers"),
         );
     }

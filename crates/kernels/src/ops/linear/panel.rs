@@ -10,8 +10,11 @@ use std::ops::Range;
 use crate::arch::Simd;
 use crate::formats::{CHUNK, Format, Lanes, PANEL_ROWS, Scales, Shape};
 
-use super::activations::{Activations, Side, TILE};
+use super::activations::{Activations, Side};
 use super::{Columns, Rows};
+
+/// Most tokens that are multiplied with a panel at a time.
+pub(crate) const TILE: usize = 8;
 
 /// How far ahead of use weights are asked for.
 const PREFETCH_BYTES: usize = 4096;
@@ -214,12 +217,7 @@ impl<F: Format, const R: usize, const W: usize> Chunk<'_, F, R, W> {
         let sides = &self.sides[self.offset..][..T];
         let mut dots = [[s.splat_i32(0); R]; T];
         for t in 0..T {
-            let sum = if F::HALVES {
-                sides[t].sums[half]
-            } else {
-                sides[t].sums[0] + sides[t].sums[1]
-            };
-            dots[t] = [s.splat_i32(-i32::from(F::ZERO) * sum); R];
+            dots[t] = [s.splat_i32(zero_points::<F>(&sides[t], half)); R];
         }
         for group in groups {
             let mut w = [s.splat_i32(0); R];
@@ -235,12 +233,39 @@ impl<F: Format, const R: usize, const W: usize> Chunk<'_, F, R, W> {
         }
         for v in 0..R {
             for t in 0..T {
-                let unit = s.mul(scales[v].scales[half], s.splat(sides[t].scale));
-                sums[t][v] = s.mul_add(s.to_f32(dots[t][v]), unit, sums[t][v]);
-                if F::MINS {
-                    sums[t][v] = s.mul_add(scales[v].min, s.splat(sides[t].sum), sums[t][v]);
-                }
+                let dots = dots[t][v];
+                sums[t][v] = add_scaled::<S, F>(s, dots, &scales[v], half, &sides[t], sums[t][v]);
             }
         }
+    }
+}
+
+/// Returns what the zero points take from the product sums of a chunk, or of one half if these have their own scales.
+#[inline(always)]
+pub(super) fn zero_points<F: Format>(side: &Side, half: usize) -> i32 {
+    let sum = if F::HALVES {
+        side.sums[half]
+    } else {
+        side.sums[0] + side.sums[1]
+    };
+    -i32::from(F::ZERO) * sum
+}
+
+/// Adds what the product sums `dots` stand for, less their [`zero_points`], to the outputs `sum`.
+#[inline(always)]
+pub(super) fn add_scaled<S: Simd, F: Format>(
+    s: S,
+    dots: S::I32,
+    scales: &Scales<S>,
+    half: usize,
+    side: &Side,
+    sum: S::F32,
+) -> S::F32 {
+    let unit = s.mul(scales.scales[half], s.splat(side.scale));
+    let sum = s.mul_add(s.to_f32(dots), unit, sum);
+    if F::MINS {
+        s.mul_add(scales.min, s.splat(side.sum), sum)
+    } else {
+        sum
     }
 }

@@ -64,9 +64,9 @@ struct Case {
     x: Vec<f32>,
 }
 
-fn case() -> impl Strategy<Value = Case> {
+fn case(tokens: Range<usize>) -> impl Strategy<Value = Case> {
     let matrix = prop_oneof![gguf_matrix(), mlx_matrix()];
-    (matrix, 1..19_usize).prop_flat_map(|(matrix, tokens)| {
+    (matrix, tokens).prop_flat_map(|(matrix, tokens)| {
         let x = prop::collection::vec(activation(), tokens * matrix.cols());
         x.prop_map(move |x| Case {
             matrix: matrix.clone(),
@@ -116,6 +116,15 @@ fn definition(matrix: &Matrix, row: usize, x: &[f32]) -> (f64, f64) {
     (sum, bound)
 }
 
+/// Returns the product on an instruction set, with two threads.
+fn product(token: Token, matrix: &Matrix, x: &[f32]) -> Vec<f32> {
+    let pool = Pool::new(2, false, |_| ()).unwrap();
+    let mut out = vec![f32::NAN; x.len() / matrix.cols() * matrix.rows()];
+    let products = &mut [(matrix, &mut *out)];
+    linear_many(&pool, token, &mut Scratch::new(2), x, products);
+    out
+}
+
 fn cpus() -> Vec<Cpu> {
     let isas = Isa::ALL.into_iter().filter(|isa| isa.is_available());
     let config = |isa, threads| CpuConfig {
@@ -132,7 +141,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(160.min(ProptestConfig::default().cases)))]
 
     #[test]
-    fn quantized_products_agree(case in case()) {
+    fn quantized_products_agree(case in case(1..40)) {
         let Case { matrix, x } = case;
         let (layout, rows, cols) = (matrix.layout(), matrix.rows(), matrix.cols());
         let tokens = x.len() / cols;
@@ -155,6 +164,37 @@ proptest! {
                     prop_assert!(error <= bound + slack, "{} {layout:?}: {out} for {exact}", cpu.isa());
                 }
             }
+        }
+    }
+
+    /// Tiles come in for batches, and for no output it may show: neither beside vectors nor in another batch.
+    #[test]
+    fn tiled_products_are_those_of_vectors(case in case(tiled::TOKENS_MIN..70)) {
+        let Case { matrix, x } = case;
+        let (layout, rows, cols) = (matrix.layout(), matrix.rows(), matrix.cols());
+        let bits = |out: Vec<f32>| out.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        let vectors = Isa::ALL.into_iter().filter(|&isa| isa != Isa::Scalar);
+        for (isa, token) in vectors.filter_map(|isa| Some((isa, Token::new(isa)?))) {
+            let tiled = bits(product(Token::Modelled(isa), &matrix, &x));
+            let batch = bits(product(token, &matrix, &x));
+            prop_assert!(tiled == batch, "{isa} {layout:?}: {tiled:x?} for {batch:x?}");
+            let (out, x) = (&tiled[..rows], &x[..cols]);
+            prop_assert_eq!(&bits(product(token, &matrix, x)), out, "{} {:?}, alone", isa, layout);
+        }
+    }
+
+    /// The same of all instruction sets with fused products.
+    #[test]
+    fn quantized_products_do_not_depend_on_the_instruction_set(case in case(1..40)) {
+        let Case { matrix, x } = case;
+        let layout = matrix.layout();
+        prop_assume!(layout.is_quantized());
+        let bits = |out: Vec<f32>| out.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        let vectors = Isa::ALL.into_iter().filter(|&isa| isa != Isa::Scalar);
+        let outs = vectors.filter_map(|isa| Some((isa, bits(product(Token::new(isa)?, &matrix, &x)))));
+        let outs: Vec<_> = outs.collect();
+        for (isa, out) in &outs {
+            prop_assert!(*out == outs[0].1, "{isa} {layout:?} differs from {}", outs[0].0);
         }
     }
 
