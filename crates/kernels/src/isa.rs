@@ -14,7 +14,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, VL and VNNI; 8-bit activations against quantised weights.
     Avx512,
-    /// AVX-512 with the tiles of AMX, which multiply 8-bit integers for many tokens at a time.
+    /// AVX-512 with the tiles of AMX, which multiply 8-bit integers for many tokens at a time; only when asked for by
+    /// name, as it was never run on a processor that has it.
     Amx,
     /// NEON, which every 64-bit Arm processor has; 8-bit activations against quantised weights.
     Neon,
@@ -36,11 +37,11 @@ impl Isa {
         Self::NeonI8mm,
     ];
 
-    /// Returns the fastest instruction set of this processor.
+    /// Returns the fastest proven instruction set of this processor.
     pub fn detect() -> Self {
         Self::ALL
             .into_iter()
-            .rfind(|isa| isa.is_available())
+            .rfind(|&isa| isa != Self::Amx && isa.is_available())
             .unwrap_or(Self::Scalar)
     }
 
@@ -127,7 +128,7 @@ pub enum IsaError {
     #[error("this processor cannot run {0}; it has: {1}")]
     Unavailable(Isa, String),
     /// AMX is missing or must not be used.
-    #[error("amx cannot be used: {0}; this processor has: {1}")]
+    #[error("this processor cannot run amx, {0}; it has: {1}")]
     Amx(AmxRefusal, String),
 }
 
@@ -135,10 +136,10 @@ pub enum IsaError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AmxRefusal {
     /// It takes an Intel processor from Sapphire Rapids on.
-    #[error("the processor lacks avx512, amx-tile or amx-int8")]
+    #[error("it lacks avx512, amx-tile or amx-int8")]
     Processor,
     /// It takes Linux 5.16, and a sandbox that does not filter the request.
-    #[error("the kernel does not permit it (arch_prctl ARCH_REQ_XCOMP_PERM failed)")]
+    #[error("the kernel does not permit it (ARCH_REQ_XCOMP_PERM needs Linux 5.16)")]
     Kernel,
     /// The processor, or what emulates it, is faulty.
     #[error("its products are not what they are defined to be")]
@@ -162,8 +163,16 @@ mod tests {
     fn parse_accepts_what_is_there_and_lists_it_otherwise() {
         assert_eq!(Isa::parse("scalar"), Ok(Isa::Scalar));
         assert!(Isa::detect().is_available());
+        assert_ne!(Isa::detect(), Isa::Amx);
         let error = Isa::parse("sse9").unwrap_err().to_string();
         assert!(error.starts_with("unknown instruction set \"sse9\"; this processor has: scalar"));
+        if !Isa::Amx.is_available() {
+            let error = Isa::parse("amx").unwrap_err().to_string();
+            assert!(
+                error.contains("amx") && error.contains("; it has: scalar"),
+                "{error}"
+            );
+        }
         for isa in Isa::ALL {
             assert_eq!(Isa::parse(&isa.to_string()).is_ok(), isa.is_available());
         }
