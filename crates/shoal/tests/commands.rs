@@ -286,9 +286,9 @@ fn fabric_test_prints_the_object_that_scripts_read() {
         let outcome = link_test_outcome(&output);
         assert_eq!(outcome["world"], nodes);
         assert_eq!(outcome["seed"], 7);
-        assert_eq!(outcome["transport"], "tcp");
+        assert_eq!(outcome["transport"], "shared memory");
         assert_eq!(outcome["place"], "this_machine");
-        assert_eq!(outcome["verdict"]["link"], "loopback");
+        assert_eq!(outcome["verdict"]["link"], "shared memory");
         let of_all = |field: &str, figure: &str| {
             let rows = outcome[field].as_array().expect("rows");
             assert!(rows.iter().all(|row| is_positive(&row[figure])), "{rows:?}");

@@ -43,6 +43,7 @@ pub(crate) fn examine(
     Ok(Report {
         world: group.world() as u16,
         seed: plan.seed,
+        transport: transports(group),
         join_ms: 0.0,
         barrier_us: Spread::of_us(&barrier),
         correctness,
@@ -51,6 +52,16 @@ pub(crate) fn examine(
         links,
         stress,
     })
+}
+
+/// Names what carries bytes to and from this rank.
+fn transports(group: &Group) -> String {
+    let ranks = (0..group.world()).map(|rank| Rank(rank as u16));
+    let carriers = ranks.filter_map(|rank| group.transport(rank));
+    let mut names: Vec<String> = carriers.map(|carrier| carrier.to_string()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.join(" and ")
 }
 
 struct Test<'a, 'b> {

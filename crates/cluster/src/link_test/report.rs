@@ -45,6 +45,8 @@ pub struct Report {
     pub world: u16,
     /// Repeats the same data.
     pub seed: u64,
+    /// What carries bytes between rank 0 and the others: `tcp`, `shared memory`, or `shared memory and tcp`.
+    pub transport: String,
     /// Time from rank 0 listening to all ranks connected with each other.
     pub join_ms: f64,
     /// Time of a barrier on rank 0.

@@ -72,7 +72,10 @@ impl Kind {
     fn of(report: &Report, place: Place) -> Self {
         if place == Place::ThisMachine {
             return Self {
-                name: "loopback",
+                name: match &*report.transport {
+                    "tcp" => "loopback",
+                    _ => "shared memory",
+                },
                 line_gb_per_s: None,
             };
         }
@@ -97,18 +100,19 @@ impl Kind {
 
 fn here(report: &Report, kind: &Kind) -> Verdict {
     let worst = rates(&report.links).reduce(f64::min);
+    let name = kind.name;
     let (grade, summary) = match worst {
         None => (
             Grade::Healthy,
-            "loopback is whole; no message was large enough to show its bandwidth".to_owned(),
+            format!("{name} is whole; no message was large enough to show its bandwidth"),
         ),
-        Some(rate) if rate < LOOPBACK_LOW => (
+        Some(rate) if rate < LOCAL_LOW => (
             Grade::Slow,
-            format!("loopback is whole and slow: {rate:.2} GB/s where {LOOPBACK_USUAL} are usual"),
+            format!("{name} is whole and slow: {rate:.2} GB/s where {LOCAL_USUAL} are usual"),
         ),
         Some(rate) => (
             Grade::Healthy,
-            format!("loopback is healthy: at least {rate:.2} GB/s each way on every link"),
+            format!("{name} is healthy: at least {rate:.2} GB/s each way on every link"),
         ),
     };
     let advice = if grade == Grade::Slow { BUSY } else { &[] };
@@ -196,8 +200,8 @@ const UNEVEN: f64 = 0.6;
 /// Round trip of 4 KiB that no cable within a building needs.
 const LAN_US: f64 = 1500.0;
 /// No machine of the last ten years is slower unless it is busy.
-const LOOPBACK_LOW: f64 = 0.2;
-const LOOPBACK_USUAL: &str = "1 to 5";
+const LOCAL_LOW: f64 = 0.2;
+const LOCAL_USUAL: &str = "1 and more";
 
 const BUSY: &[&str] = &[
     "other programs keep the cores busy, or there are more ranks than cores: stop some, or test fewer --nodes",
@@ -248,6 +252,7 @@ mod tests {
         Report {
             world: links.len() as u16 + 1,
             seed: 1,
+            transport: "tcp".to_owned(),
             join_ms: 1.0,
             barrier_us: spread(1.0),
             correctness: Checked::default(),
@@ -297,6 +302,19 @@ mod tests {
         check(&[(4000.0, 0.117, 0.117)], Network, Slow, "1 GbE", "4.0 ms");
         let uneven = [(90.0, 1.1, 1.1), (90.0, 0.117, 0.117)];
         check(&uneven, Network, Slow, "10 GbE", "rank 0 and rank 2");
+    }
+
+    #[test]
+    fn memory_of_one_machine_is_not_taken_for_its_network() {
+        let mut report = report(&[(2.0, 9.0, 8.0)]);
+        report.transport = "shared memory".to_owned();
+        let verdict = Verdict::of(&report, Place::ThisMachine);
+        assert_eq!(verdict.link, "shared memory");
+        assert!(
+            verdict
+                .summary
+                .starts_with("shared memory is healthy: at least 8.00")
+        );
     }
 
     #[test]

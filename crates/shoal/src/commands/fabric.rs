@@ -44,7 +44,6 @@ fn test(args: &LinkTestArgs, logs: &LogArgs) -> Result<()> {
 #[derive(Serialize)]
 struct Outcome {
     healthy: bool,
-    transport: &'static str,
     place: Place,
     verdict: Verdict,
     #[serde(flatten)]
@@ -162,7 +161,6 @@ impl Outcome {
         let verdict = Verdict::of(&report, place);
         Self {
             healthy: verdict.grade == Grade::Healthy,
-            transport: "tcp",
             place,
             verdict,
             report,
@@ -177,7 +175,7 @@ impl Outcome {
         };
         let mut text = format!(
             "{} ranks {place}, {}, connected in {:.0} ms, seed {}\n\n",
-            report.world, self.transport, report.join_ms, report.seed
+            report.world, report.transport, report.join_ms, report.seed
         );
         text += &format!(
             "data         {}\n",
