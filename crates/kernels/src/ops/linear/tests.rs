@@ -120,7 +120,7 @@ fn definition(matrix: &Matrix, row: usize, x: &[f32]) -> (f64, f64) {
 fn product(token: Token, matrix: &Matrix, x: &[f32]) -> Vec<f32> {
     let pool = Pool::new(2, false, |_| ()).unwrap();
     let mut out = vec![f32::NAN; x.len() / matrix.cols() * matrix.rows()];
-    let products = &mut [(matrix, &mut *out)];
+    let products = [(matrix, &mut *out)];
     linear_many(&pool, token, &mut Scratch::new(2), x, products);
     out
 }
