@@ -83,7 +83,8 @@ fn unpack<S: Simd, F: Format>(s: S, format: F, records: &[u8], to: &mut [Line]) 
         for (at, line) in to.iter_mut().enumerate() {
             for first in (0..PANEL_ROWS).step_by(S::LANES) {
                 let lanes = Lanes { record, first };
-                let quants = format.quants(s, lanes, at / GROUPS, at % GROUPS);
+                let chunk = format.chunk(lanes, at / GROUPS);
+                let quants = format.quants(s, chunk, at / GROUPS, at % GROUPS);
                 s.store_bytes(quants, &mut line.0[4 * first..]);
             }
         }
