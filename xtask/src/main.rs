@@ -2,7 +2,7 @@
 //!
 //! [`ci`] holds the list of checks and runs them one after another; continuous integration calls exactly that list
 //! through `.ci/run`, so what passes here passes there. [`e2e`] prepares and runs the end-to-end tests, [`arm`] the Arm
-//! checks. [`bench`] and [`peers`] measure: no check, because times are only worth something on a quiet machine.
+//! checks. [`mod@bench`] and [`peers`] measure: no check, because times are only worth something on a quiet machine.
 #![forbid(unsafe_code)]
 
 mod arm;
