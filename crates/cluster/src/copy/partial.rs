@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use cap_fs_ext::{FollowSymlinks, OpenOptionsFollowExt, OpenOptionsSyncExt};
 use cap_std::fs::{Dir, MetadataExt, OpenOptions, OpenOptionsExt};
-use rustix::fs::{Advice, FlockOperation, Mode, Timespec, Timestamps};
+use rustix::fs::{FlockOperation, Mode, Timespec, Timestamps};
 
 use super::error::{CopyError, Doing};
 use super::manifest::{CHUNK_BYTES, Entry, Modified, offset};
@@ -219,7 +219,9 @@ impl Partial {
         self.file.sync_all().doing("writing", path)?;
         if verify {
             // So that the disk is read, where the system lets go of what it remembers.
-            let _only_a_wish = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
+            #[cfg(target_os = "linux")]
+            let _only_a_wish =
+                rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
             for (chunk, claimed) in (0..).zip(&chunks.claimed) {
                 let bytes = &mut buffer[..entry.chunk_bytes(chunk)];
                 self.read(Origin::Partial, entry, chunk, bytes)?;
