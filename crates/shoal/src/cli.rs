@@ -39,7 +39,8 @@ pub(crate) struct LogArgs {
     #[arg(long = "log", global = true, env = "RUST_LOG", value_name = "FILTER")]
     pub(crate) filter: Option<String>,
     /// Log as JSON, one object a line.
-    #[arg(long = "log-json", global = true)]
+    // An id of its own: a command's `--json` has the other, and a global flag takes the value of whatever shares its id.
+    #[arg(id = "log_json", long = "log-json", global = true)]
     pub(crate) json: bool,
 }
 
@@ -318,6 +319,21 @@ fn temperature(text: &str) -> Result<f32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn logs_and_results_are_json_each_for_itself() {
+        for (line, logs, result) in [
+            (&["shoal", "models", "--json"], false, true),
+            (&["shoal", "models", "--log-json"], true, false),
+            (&["shoal", "--log-json", "models"], true, false),
+        ] {
+            let cli = Cli::parse_from(line);
+            let Command::Models(models) = cli.command else {
+                panic!("{line:?} asks for the models");
+            };
+            assert_eq!((cli.logs.json, models.json), (logs, result), "{line:?}");
+        }
+    }
 
     #[test]
     fn origins_are_what_browsers_send() {
