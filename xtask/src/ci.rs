@@ -2,7 +2,7 @@
 
 use crate::{
     arm, e2e, instructions, perplexity,
-    shell::{check, command, succeeds},
+    shell::{check, command, output, succeeds, target},
 };
 use anyhow::{Context, Result, bail};
 use std::{
@@ -27,6 +27,11 @@ const STEPS: &[Step] = &[
     ),
     step("clippy", "lints, warnings denied", clippy),
     step("test", "unit and integration tests", test),
+    step(
+        "loom",
+        "lock-free parts in every order of their steps",
+        loom,
+    ),
     step("doctest", "examples in the documentation", doctest),
     step("docs", "documentation build, warnings denied", docs),
     step(
@@ -134,6 +139,20 @@ fn clippy() -> Result<()> {
 }
 
 fn test() -> Result<()> {
+    let mut isas = command("cargo");
+    isas.args([
+        "run",
+        "--quiet",
+        "--package",
+        "shoal-kernels",
+        "--example",
+        "isas",
+    ]);
+    let isas = output(&mut isas)?;
+    eprintln!(
+        "kernels are tested for what this processor has ({}), and for nothing else",
+        isas.trim().replace('\n', ", ")
+    );
     if succeeds(command("cargo").args(["nextest", "--version"])) {
         return cargo("nextest run --workspace");
     }
@@ -141,6 +160,17 @@ fn test() -> Result<()> {
         "cargo-nextest is not installed (`cargo install cargo-nextest --locked`): running `cargo test` instead"
     );
     cargo("test --workspace --lib --bins --tests")
+}
+
+/// Builds into a folder of its own: the cfg is another one for every dependency as well.
+fn loom() -> Result<()> {
+    let folder = target()?.join("loom");
+    check(
+        command("cargo")
+            .args(["test", "--package", "shoal-fabric", "--lib", "ring::models"])
+            .env("RUSTFLAGS", "--cfg loom")
+            .env("CARGO_TARGET_DIR", folder),
+    )
 }
 
 fn doctest() -> Result<()> {
@@ -154,6 +184,7 @@ fn docs() -> Result<()> {
     check(&mut doc)
 }
 
-fn release() -> Result<()> {
+/// Builds the release binary; quick when it is there and nothing changed.
+pub(crate) fn release() -> Result<()> {
     cargo("build --release --package shoal")
 }
