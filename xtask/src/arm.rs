@@ -18,7 +18,7 @@ const PROCESSORS: &[(&str, &str)] = &[
     ("max", "scalar neon neon-dot neon-i8mm"),
 ];
 
-/// A third of what the slowest tests do otherwise, because emulation is slow.
+/// Fewer than otherwise, because emulation is slow.
 const PROPTEST_CASES: &str = "32";
 
 /// What only the superuser can install, as `.ci/run` does.

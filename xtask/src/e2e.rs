@@ -4,10 +4,10 @@
 //! and a store with the default model, pulled by the very binary under test.
 
 use crate::{
-    python,
+    ci, python,
     shell::{check, command, output, root, target},
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::Deserialize;
 use std::{fs, path::PathBuf};
 
@@ -44,18 +44,13 @@ pub(crate) struct Subject {
 }
 
 impl Subject {
-    /// Has the release binary pull the model, unless it did before.
+    /// Builds the release binary, for one that lies there may be of older sources, and has it pull the model.
     ///
     /// # Errors
-    /// When there is no release binary, or the model cannot be fetched.
+    /// When the binary cannot be built, or the model cannot be fetched.
     pub(crate) fn prepare() -> Result<Self> {
+        ci::release()?;
         let shoal = target()?.join("release").join("shoal");
-        if !shoal.is_file() {
-            bail!(
-                "{} is missing; `cargo xtask ci --only release` builds it",
-                shoal.display()
-            );
-        }
         let home = work()?.join("home");
         fs::create_dir_all(&home).with_context(|| format!("creating {}", home.display()))?;
         let pull = ["pull", MODEL];

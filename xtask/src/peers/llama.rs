@@ -49,13 +49,18 @@ impl Llama {
         Ok(llama)
     }
 
-    /// Builds `llama-bench`, unless it is built with the same options.
+    /// Builds `llama-bench`, unless it is built of the same version with the same options.
     pub(crate) fn build(&self, build: Build, processor: &Processor) -> Result<()> {
         let options = build.options(processor);
         let folder = self.build_folder(build);
+        let built = format!(
+            "{VERSION} {} {}",
+            COMMON_OPTIONS.join(" "),
+            options.join(" ")
+        );
         // Written last, so that what was interrupted is built again.
         let built_path = folder.join("built.txt");
-        if fs::read_to_string(&built_path).is_ok_and(|built| built == options.join(" ")) {
+        if fs::read_to_string(&built_path).is_ok_and(|there| there == built) {
             return Ok(());
         }
         let mut configure = command("cmake");
@@ -70,8 +75,7 @@ impl Llama {
         make.arg("--build").arg(&folder);
         make.args(["--target", "llama-bench", "--parallel"]);
         check(make.arg(processor.cores.to_string()))?;
-        fs::write(&built_path, options.join(" "))
-            .with_context(|| format!("writing {}", built_path.display()))
+        fs::write(&built_path, built).with_context(|| format!("writing {}", built_path.display()))
     }
 
     /// Returns the command that does this work once, after a warm-up of its own.

