@@ -19,7 +19,8 @@ pub struct CpuConfig {
     /// Threads to compute with, the caller's included.
     pub threads: usize,
     /// Pins thread `i` to the `first_core + i`-th of the cores this process may use, counting round;
-    /// `None` leaves placing to the system. Thread 0 is the one that calls [`Cpu::new`].
+    /// `None` leaves placing to the system. Thread 0 is the one that calls [`Cpu::new`]; it stays pinned, as do threads it
+    /// starts later.
     pub first_core: Option<usize>,
 }
 
@@ -27,7 +28,9 @@ pub struct CpuConfig {
 ///
 /// Activations are `tokens × width`. Results are written to slices of the caller; scratch memory is kept
 /// between calls. Calls from several threads take turns. Not-a-number and infinite activations are not
-/// errors: they make the outputs of their own token not finite and leave other tokens alone.
+/// errors: in a product they make the outputs of their own token not finite and leave other tokens alone.
+/// In attention an infinite key or value, which in half precision is any above 65504, may reach the other queries that are
+/// computed together with its own.
 pub struct Cpu {
     isa: Isa,
     token: Token,
@@ -301,7 +304,8 @@ mod affinity {
         /// Pins the calling thread.
         pub(super) fn pin(&self, thread: usize) -> io::Result<()> {
             let allowed = (0..CpuSet::MAX_CPU).filter(|&core| self.allowed.is_set(core));
-            let nth = (self.first + thread) % (self.allowed.count() as usize).max(1);
+            let count = (self.allowed.count() as usize).max(1);
+            let nth = (self.first % count + thread) % count;
             let mut set = CpuSet::new();
             set.set(allowed.into_iter().nth(nth).unwrap_or(0));
             Ok(sched_setaffinity(None, &set)?)

@@ -16,8 +16,8 @@ pub(crate) fn advise_huge_pages(start: *const u8, bytes: usize) {
 #[cfg(target_os = "linux")]
 mod imp {
     pub(super) fn advise_huge_pages(start: *const u8, bytes: usize) {
-        const PAGE: usize = 4096;
-        let Some(whole) = bytes.checked_sub(start.align_offset(PAGE)) else {
+        let page_bytes = rustix::param::page_size();
+        let Some(whole) = bytes.checked_sub(start.align_offset(page_bytes)) else {
             return;
         };
         let start = start.wrapping_add(bytes - whole);

@@ -18,17 +18,29 @@ pub struct Matrix {
 impl Matrix {
     /// Returns an empty buffer for the bytes of a matrix, with room for its last panel to be filled up. It is backed by huge
     /// pages where the system has them: reading weights in one stream from small pages measured a sixth to a third slower.
-    pub fn buffer(dtype: Dtype, rows: usize, cols: usize) -> Vec<u8> {
-        let panels = dtype.is_quantized();
-        let rows = rows.next_multiple_of(if panels { PANEL_ROWS } else { 1 });
-        let row_bytes = dtype.row_bytes(cols).unwrap_or(0);
-        Self::huge(rows.saturating_mul(row_bytes))
+    ///
+    /// # Errors
+    /// If the system refuses the memory.
+    pub fn buffer(dtype: Dtype, rows: usize, cols: usize) -> Result<Vec<u8>, MatrixError> {
+        Self::room(
+            dtype.is_quantized(),
+            rows,
+            dtype.row_bytes(cols).unwrap_or(0),
+        )
     }
 
-    fn huge(bytes: usize) -> Vec<u8> {
-        let buffer = Vec::with_capacity(bytes);
-        machine::advise_huge_pages(buffer.as_ptr(), bytes);
+    fn room(panels: bool, rows: usize, row_bytes: usize) -> Result<Vec<u8>, MatrixError> {
+        let rows = rows.checked_next_multiple_of(if panels { PANEL_ROWS } else { 1 });
+        let bytes = rows.and_then(|rows| rows.checked_mul(row_bytes));
+        let bytes = bytes.unwrap_or(usize::MAX);
+        let mut buffer = Vec::new();
         buffer
+            .try_reserve_exact(bytes)
+            .map_err(|_refused| MatrixError::Memory {
+                size_mib: bytes >> 20,
+            })?;
+        machine::advise_huge_pages(buffer.as_ptr(), bytes);
+        Ok(buffer)
     }
 
     /// Takes `rows` rows of `cols` weights each, as blocks of `dtype`, and lays them out for the kernels in place.
@@ -104,12 +116,13 @@ impl Matrix {
         arrays: MlxArrays<'_>,
     ) -> Result<Self, MatrixError> {
         let (layout, source) = Source::new(format, rows, cols, arrays)?;
-        let row_bytes = layout
-            .row_bytes(cols)
-            .expect("whole groups are whole blocks");
+        // Whole groups are whole blocks, so what can go wrong is a row longer than any memory.
+        let row_bytes = layout.row_bytes(cols).ok_or(MatrixError::Memory {
+            size_mib: usize::MAX >> 20,
+        })?;
         let panels = layout.is_quantized();
+        let mut bytes = Self::room(panels, rows, row_bytes)?;
         let rows_kept = rows.next_multiple_of(if panels { PANEL_ROWS } else { 1 });
-        let mut bytes = Self::huge(rows_kept * row_bytes);
         bytes.resize(rows_kept * row_bytes, 0);
         if panels {
             panels::pack(pool, layout, row_bytes, &mut bytes, |first, _, out| {
@@ -184,7 +197,7 @@ impl Matrix {
     }
 }
 
-/// Why bytes are not a matrix. Whoever wrote the file can fix it.
+/// Why there is no matrix. But for the memory, whoever wrote the file can fix it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MatrixError {
     /// MLX has no such format.
@@ -219,6 +232,12 @@ pub enum MatrixError {
         /// Bytes given.
         bytes: usize,
     },
+    /// The system refuses the memory.
+    #[error("the system refuses {size_mib} MiB for a matrix")]
+    Memory {
+        /// What was asked for.
+        size_mib: usize,
+    },
     /// A row would end inside a block.
     #[error("{cols} columns are not a whole number of {dtype} blocks of {}", dtype.block_len())]
     Columns {
@@ -244,6 +263,19 @@ pub enum MatrixError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_that_there_is_not_is_an_error() {
+        let none = MlxArrays::default();
+        let cols = usize::MAX / 32 * 32;
+        for error in [
+            Matrix::buffer(Dtype::Q8_0, usize::MAX, 32).unwrap_err(),
+            Matrix::buffer(Dtype::F32, 1 << 40, 1 << 20).unwrap_err(),
+            Matrix::from_mlx(MlxFormat::MxFp8, 0, cols, none).unwrap_err(),
+        ] {
+            assert!(matches!(error, MatrixError::Memory { .. }), "{error}");
+        }
+    }
 
     #[test]
     fn new_checks_the_shape() {

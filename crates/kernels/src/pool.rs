@@ -38,7 +38,8 @@ impl Pool {
             let builder = thread::Builder::new().name(format!("shoal-cpu-{thread}"));
             // On an error the drop of `pool` stops the workers there are.
             pool.workers.push(builder.spawn(move || {
-                pin(thread);
+                // A worker that ended here would be waited for by the first job, for ever.
+                let _unpinned = catch_unwind(AssertUnwindSafe(|| pin(thread)));
                 shared.work(thread);
             })?);
         }

@@ -81,6 +81,14 @@ pub enum ModelError {
         /// What was asked for.
         size_mib: u64,
     },
+    /// There is no memory for a weight. More nodes, a smaller model, or another machine, is needed.
+    #[error("tensor {name} cannot be held: {reason}; use more nodes or a smaller model")]
+    Weights {
+        /// The weight.
+        name: String,
+        /// What the system refused.
+        reason: String,
+    },
     /// A step has more tokens than was set aside for. The engine is at fault.
     #[error("a step of {tokens} tokens exceeds the batch of {batch_tokens_max}")]
     BatchTooLarge {

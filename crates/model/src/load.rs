@@ -83,7 +83,7 @@ pub(crate) fn distribute(
         let slices: Vec<Slice> = (0..plan.world())
             .map(|rank| plan.slice(weight, rank))
             .collect();
-        let mut own = slices[0].buffer(weight);
+        let mut own = slices[0].buffer(weight)?;
         let rows_max = (PIECE_BYTES / stride).max(1);
         for first in (0..weight.rows).step_by(rows_max) {
             let rows = first..weight.rows.min(first + rows_max);
@@ -120,7 +120,7 @@ pub(crate) fn receive(
     Weights::assemble(spec, &mut |weight| {
         let slice = plan.slice(weight, rank);
         let len = slice.bytes(weight);
-        let mut bytes = slice.buffer(weight);
+        let mut bytes = slice.buffer(weight)?;
         while bytes.len() < len {
             group.recv(Rank(0), &mut piece)?;
             if piece.is_empty() || piece.len() > len - bytes.len() {
@@ -197,8 +197,13 @@ impl Slice {
         self.rows.len() * row_bytes(weight, self.cols.len())
     }
 
-    fn buffer(&self, weight: &WeightSpec) -> Vec<u8> {
-        Matrix::buffer(weight.dtype, self.rows.len(), self.cols.len())
+    fn buffer(&self, weight: &WeightSpec) -> Result<Vec<u8>, ModelError> {
+        Matrix::buffer(weight.dtype, self.rows.len(), self.cols.len()).map_err(|error| {
+            ModelError::Weights {
+                name: weight.name.clone(),
+                reason: error.to_string(),
+            }
+        })
     }
 
     /// Appends to `out` what belongs to the slice of `data`, which holds the given rows of the weight.

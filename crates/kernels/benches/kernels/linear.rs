@@ -71,7 +71,7 @@ impl Weights {
         match self.format {
             Format::Gguf(dtype) => {
                 // In the kind of buffer that loading uses.
-                let mut bytes = Matrix::buffer(dtype, rows, COLS);
+                let mut bytes = Matrix::buffer(dtype, rows, COLS).expect("enough memory");
                 bytes.extend(small(rows * dtype.row_bytes(COLS).expect("whole blocks")));
                 Matrix::new(dtype, rows, COLS, bytes)
             }

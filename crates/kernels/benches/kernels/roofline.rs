@@ -25,7 +25,8 @@ pub(crate) fn bench(criterion: &mut Criterion, machine: &Machine) {
     for way in read::WAYS {
         group.bench_function(way.name, |bencher| {
             let bytes: &mut Vec<u8> = made.get_or_insert_with(|| {
-                let mut bytes = Matrix::buffer(Dtype::F32, 1, machine.large_bytes / 4);
+                let mut bytes =
+                    Matrix::buffer(Dtype::F32, 1, machine.large_bytes / 4).expect("enough memory");
                 bytes.resize(machine.large_bytes, 1);
                 bytes
             });

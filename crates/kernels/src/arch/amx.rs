@@ -6,6 +6,7 @@
 
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
@@ -142,7 +143,10 @@ pub(crate) struct Unit(());
 impl TileUnit for Unit {
     type Tiles = AmxTiles;
 
+    /// # Panics
+    /// If this thread has others: there is one configuration a thread.
     fn tiles(self, shape: Shape) -> AmxTiles {
+        assert!(!TAKEN.replace(true), "the tiles of this thread are taken");
         let mut tiles = AmxTiles {
             shape,
             thread: PhantomData,
@@ -157,6 +161,11 @@ pub(crate) struct AmxTiles {
     shape: Shape,
     /// Tiles belong to the thread that configured them.
     thread: PhantomData<*const ()>,
+}
+
+thread_local! {
+    /// Somebody holds the [`AmxTiles`] of this thread.
+    static TAKEN: Cell<bool> = const { Cell::new(false) };
 }
 
 /// What `ldtilecfg` reads.
@@ -186,7 +195,10 @@ impl AmxTiles {
         // SAFETY: only `Unit` makes these values, so the instruction is there and permitted; it reads the 64 bytes of
         // `config`, and rows and bytes are within those of palette 1, as just asserted.
         unsafe {
-            asm!("ldtilecfg [{}]", in(reg) &raw const config, options(readonly, nostack, preserves_flags));
+            asm!("ldtilecfg [{}]", in(reg) &raw const config,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(readonly, nostack, preserves_flags));
         }
     }
 }
@@ -218,6 +230,7 @@ impl Tiles for AmxTiles {
                 weights = in(reg) weights.as_ptr(),
                 line_bytes = in(reg) size_of::<Line>(),
                 sums = in(reg) sums.as_mut_ptr(),
+                out("tmm0") _, out("tmm1") _, out("tmm2") _,
                 options(nostack, preserves_flags),
             );
         }
@@ -226,8 +239,14 @@ impl Tiles for AmxTiles {
 
 impl Drop for AmxTiles {
     fn drop(&mut self) {
+        TAKEN.set(false);
         // SAFETY: only `Unit` makes these values, so the instruction is there; no value of this thread's tiles is used
         // after this one.
-        unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) }
+        unsafe {
+            asm!("tilerelease",
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nomem, nostack, preserves_flags));
+        }
     }
 }

@@ -23,6 +23,7 @@ impl Peak {
     /// The peak of sums of products of 8-bit integers, with the instructions the kernels use; `None` if unknown.
     pub(crate) fn of_bytes(isa: Isa) -> Option<Self> {
         match isa {
+            isa if !isa.is_available() => None,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => Some(Self::new(x86_64::dot_avx512, 2 * 64)),
             #[cfg(target_arch = "x86_64")]
@@ -34,6 +35,7 @@ impl Peak {
     /// The peak of fused multiply-adds of `f32`; `None` if unknown.
     pub(crate) fn of_floats(isa: Isa) -> Option<Self> {
         match isa {
+            isa if !isa.is_available() => None,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Amx => Some(Self::new(x86_64::multiply_add_avx512, 2 * 16)),
             #[cfg(target_arch = "x86_64")]
