@@ -6,19 +6,18 @@ use crate::error::FabricError;
 use crate::frame::{self, Abort, Header, Kind};
 use crate::link::{Interest, Links};
 use crate::rank::Rank;
-use crate::transfer::{Incoming, Outgoing};
-use crate::wire::{Cause, Peer, Wire};
+use crate::transfer::{Outgoing, Traffic};
+use crate::wire::{Cause, Moving, Peer, Wire};
 
 impl Wire {
     /// Ends the group after a failure in the middle of an operation; returns the error of that operation.
     pub(crate) fn fail(
         &mut self,
         cause: Cause,
-        kind: Kind,
-        sends: &[Outgoing<'_>],
-        recvs: &[Incoming<'_>],
+        traffic: &dyn Traffic,
+        moving: &Moving,
     ) -> FabricError {
-        for recv in recvs {
+        for recv in &moving.recvs {
             self.peers[recv.peer].skip = recv.bytes_left();
         }
         // A peer that ends because it lost another says so before it closes; that rank is the one to name.
@@ -26,40 +25,40 @@ impl Wire {
             Cause::Lost { .. } => self.find_abort().map_or(cause, Cause::Aborted),
             cause => cause,
         };
-        let error = cause.into_error(kind);
+        let error = cause.into_error(traffic.kind(moving.receiving));
         let rank = error.lost_rank().unwrap_or(self.rank);
         let reason = match &error {
             FabricError::RankLost { reason, .. } => reason.clone(),
             other => other.to_string(),
         };
-        self.end(Abort { rank, reason }, sends);
+        let midway = moving.sends.iter().filter(|send| send.is_midway());
+        let midway = midway.map(|send| {
+            let payload = traffic.payload(moving.sending, send.peer);
+            (send.clone(), payload.unwrap_or_default())
+        });
+        self.end(Abort { rank, reason }, midway.collect());
         error
     }
 
     /// Tells all peers of `abort` and hears them out, for a short time at most; nothing is possible after that.
     ///
-    /// Frames that are half out are finished first, or the peer would take the news for payload. A survivor is heard until
+    /// Frames that are half out, `midway`, are finished first, or the peer would take the news for payload. A survivor is heard until
     /// it says farewell as well: a socket that is closed before may take back what the other end has not read yet. The
     /// lost rank is told if that goes without waiting, so that it knows if it should wake up.
-    pub(crate) fn end(&mut self, abort: Abort, sends: &[Outgoing<'_>]) {
+    pub(crate) fn end(&mut self, abort: Abort, midway: Vec<(Outgoing, &[u8])>) {
         let until = Instant::now() + FAREWELL_TIME_MAX;
         let (payload, blamed) = (abort.encode(), abort.rank.index());
         self.ended = Some(abort);
-        let mut news: Vec<Outgoing<'_>> = sends
-            .iter()
-            .filter(|send| send.is_midway())
-            .cloned()
-            .collect();
+        let mut news = midway;
         for peer in self.others() {
-            let mut send = Outgoing::new(peer, &payload);
-            send.address(Kind::Abort, self.peers[peer].frames_sent)
-                .expect("an abort is short");
-            news.push(send);
+            let sequence = self.peers[peer].frames_sent;
+            let send = Outgoing::new(peer, Kind::Abort, sequence, &payload);
+            news.push((send, &payload));
         }
         let mut talking: Vec<usize> = self.others().filter(|peer| *peer != blamed).collect();
         loop {
             self.push_in_order(&mut news);
-            news.retain(|send| send.peer != blamed);
+            news.retain(|(send, _)| send.peer != blamed);
             talking.retain(|&peer| {
                 matches!(
                     self.peers[peer].drain(self.links.as_mut(), peer),
@@ -71,7 +70,7 @@ impl Wire {
                 read: true,
                 write: false,
             });
-            let writing = news.iter().map(|send| Interest {
+            let writing = news.iter().map(|(send, _)| Interest {
                 peer: send.peer,
                 read: false,
                 write: true,
@@ -86,15 +85,15 @@ impl Wire {
     }
 
     /// Writes what the links take; what is done or hopeless leaves `news`.
-    fn push_in_order(&mut self, news: &mut Vec<Outgoing<'_>>) {
+    fn push_in_order(&mut self, news: &mut Vec<(Outgoing, &[u8])>) {
         let mut blocked = Vec::new();
-        news.retain_mut(|send| {
+        news.retain_mut(|(send, payload)| {
             // Nothing to the same peer overtakes what is half out.
             if blocked.contains(&send.peer) {
                 return true;
             }
             while !send.is_done() {
-                match send.push(self.links.as_mut()) {
+                match send.push(self.links.as_mut(), payload) {
                     Ok(true) => {}
                     Ok(false) => {
                         blocked.push(send.peer);
@@ -150,7 +149,7 @@ impl Peer {
                     Err(_) => return Drained::Closed,
                 }
             }
-            match self.fill(links, index) {
+            match self.fill(links, index, usize::MAX) {
                 Ok(true) => {}
                 Ok(false) => return Drained::Open,
                 Err(_) => return Drained::Closed,
@@ -191,9 +190,10 @@ impl Cause {
 
 fn doing(kind: Kind) -> &'static str {
     match kind {
-        Kind::Sum | Kind::SumPart | Kind::SumDone => "summing over all ranks",
+        Kind::Reduce | Kind::ReducePart | Kind::ReduceDone => "reducing over all ranks",
         Kind::Gather => "gathering from all ranks",
         Kind::Broadcast => "broadcasting",
+        Kind::AllToAll => "exchanging parts with all ranks",
         Kind::Message => "passing a message",
         Kind::Barrier => "meeting at a barrier",
         Kind::Abort => "ending the group",

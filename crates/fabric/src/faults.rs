@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::algorithm::THRESHOLDS;
 use crate::error::FabricError;
 use crate::frame::{Abort, HEADER_BYTES, Header, Kind};
 use crate::group::Group;
@@ -161,12 +162,12 @@ fn all_lost_rank_1(results: &[Result<(), FabricError>]) {
 
 #[test]
 fn death_in_the_middle_of_a_frame_is_named_by_all() {
-    // Multiples of three, so that all chunks are equal.
+    // The longer data is cut into chunks, and those into pieces, of which the first is shown.
     for len in [999, 999_999] {
         let (kind, values) = if len == 999 {
-            (Kind::Sum, len)
+            (Kind::Reduce, len)
         } else {
-            (Kind::SumPart, len / 3)
+            (Kind::ReducePart, THRESHOLDS.piece_len::<f32>(2))
         };
         let whole = frame(kind, 0, &vec![0; 4 * values]);
         for part in [HEADER_BYTES - 1, HEADER_BYTES, whole.len() / 2] {
@@ -264,16 +265,16 @@ fn an_abort_of_a_rank_that_owes_nothing_is_heard() {
 fn what_is_not_due_names_the_rank_that_sent_it() {
     let cases: [(&str, Vec<u8>); 6] = [
         (
-            "it sent Gather number 0 where Sum number 0 is due",
+            "it sent Gather number 0 where Reduce number 0 is due",
             frame(Kind::Gather, 0, &[0; 8]),
         ),
         (
-            "it sent Sum number 5 where Sum number 0 is due",
-            frame(Kind::Sum, 5, &[0; 8]),
+            "it sent Reduce number 5 where Reduce number 0 is due",
+            frame(Kind::Reduce, 5, &[0; 8]),
         ),
         (
-            "it sent 4 bytes in Sum number 0 where 8 are due",
-            frame(Kind::Sum, 0, &[0; 4]),
+            "it sent 4 bytes in Reduce number 0 where 8 are due",
+            frame(Kind::Reduce, 0, &[0; 4]),
         ),
         (
             "a frame began with bytes [47, 45]",

@@ -13,12 +13,12 @@ use crate::rank::Rank;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// All values of one rank, to be summed by the receiver.
-    Sum = 1,
-    /// The receiver's chunk of one rank's values, to be summed by the receiver.
-    SumPart = 2,
-    /// The sender's chunk of the sum.
-    SumDone = 3,
+    /// All values of one rank, to be reduced by the receiver.
+    Reduce = 1,
+    /// A piece of values on its way through a reduction.
+    ReducePart = 2,
+    /// A piece of the result.
+    ReduceDone = 3,
     /// One rank's part of an all-gather.
     Gather = 4,
     /// The root's bytes.
@@ -29,6 +29,8 @@ pub enum Kind {
     Barrier = 7,
     /// The group is over; the payload is an [`Abort`]. May come in place of any other frame.
     Abort = 8,
+    /// One rank's part for one other of an all-to-all.
+    AllToAll = 9,
 }
 
 impl Kind {
@@ -36,15 +38,16 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| *kind as u8 == byte)
     }
 
-    const ALL: [Self; 8] = [
-        Self::Sum,
-        Self::SumPart,
-        Self::SumDone,
+    const ALL: [Self; 9] = [
+        Self::Reduce,
+        Self::ReducePart,
+        Self::ReduceDone,
         Self::Gather,
         Self::Broadcast,
         Self::Message,
         Self::Barrier,
         Self::Abort,
+        Self::AllToAll,
     ];
 }
 
@@ -211,7 +214,7 @@ mod tests {
         }
 
         #[test]
-        fn almost_headers_decode_without_panic(mut bytes in prop::collection::vec(any::<u8>(), 12..64), kind in 0_u8..10) {
+        fn almost_headers_decode_without_panic(mut bytes in prop::collection::vec(any::<u8>(), 12..64), kind in 0_u8..11) {
             bytes[..4].copy_from_slice(&[MAGIC[0], MAGIC[1], kind, 0]);
             match decode(&bytes) {
                 Ok(Some(frame)) => prop_assert_eq!(frame.payload.len(), frame.header.length as usize),
@@ -250,8 +253,11 @@ mod tests {
             sequence: 0,
             length,
         };
-        assert!(Header::decode(&header(Kind::Sum, 1 << 30).encode()).is_ok());
-        let refused = [header(Kind::Sum, (1 << 30) + 1), header(Kind::Abort, 513)];
+        assert!(Header::decode(&header(Kind::Reduce, 1 << 30).encode()).is_ok());
+        let refused = [
+            header(Kind::Reduce, (1 << 30) + 1),
+            header(Kind::Abort, 513),
+        ];
         for header in refused {
             assert!(matches!(
                 Header::decode(&header.encode()),

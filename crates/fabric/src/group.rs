@@ -1,14 +1,20 @@
 //! The ranks of a group and what they do together.
 
+use std::mem;
 use std::time::Duration;
 
+use crate::algorithm::blocks::{Blocks, Nothing, Row, Terms};
+use crate::algorithm::chain::Chain;
+use crate::algorithm::chunks::Chunks;
+use crate::algorithm::{Choice, Place, THRESHOLDS, Topology, chunk, direct, relay};
 use crate::error::FabricError;
 use crate::frame::{Abort, Kind};
 use crate::link::{Links, Transport};
 use crate::memory;
 use crate::pace::Pace;
 use crate::rank::{Rank, WORLD_MAX};
-use crate::transfer::{Destination, Incoming, Outgoing};
+use crate::reduce::{self, Element, Reduce};
+use crate::transfer::check_length;
 use crate::wire::Wire;
 
 /// One rank's place in a group of ranks that work together.
@@ -22,8 +28,11 @@ use crate::wire::Wire;
 /// for another's sake calls [`abort`](Self::abort) before.
 pub struct Group {
     wire: Wire,
-    /// What the others bring to a sum; kept, so that steps do not allocate.
-    terms: Vec<f32>,
+    topology: Topology,
+    /// What the others bring to a reduction; kept, so that steps do not allocate. Words, so that it suits all values.
+    terms: Vec<u64>,
+    /// What is passed on from neighbour to neighbour; kept as well.
+    transit: Vec<Vec<u8>>,
 }
 
 /// Returns the groups of `world` ranks that run in one process, in rank order: for tests.
@@ -58,9 +67,12 @@ pub fn solo() -> Group {
 
 impl Group {
     pub(crate) fn new(rank: Rank, world: usize, links: Box<dyn Links>, pace: Pace) -> Self {
+        THRESHOLDS.log(rank, world);
         Self {
             wire: Wire::new(rank, world, links, pace, TIMEOUT),
+            topology: Topology::default(),
             terms: Vec::new(),
+            transit: Vec::new(),
         }
     }
 
@@ -87,37 +99,75 @@ impl Group {
         self.wire.timeout = timeout.min(TIMEOUT_MAX);
     }
 
-    /// Replaces `data` on every rank by its sum over all ranks, added up strictly in rank order: all ranks get the same bits.
+    /// Sets which links the collectives use from now on; all ranks set the same. Every rank keeps its links to all others,
+    /// for [`send`](Self::send) and for word that a rank was lost.
+    pub fn set_topology(&mut self, topology: Topology) {
+        self.topology = topology;
+    }
+
+    /// Replaces `data` on every rank by its sum over all ranks: [`all_reduce`](Self::all_reduce) of what a model mostly needs.
     ///
-    /// All ranks give the same length. An empty `data` returns at once, without a message.
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce).
+    pub fn all_reduce_sum(&mut self, data: &mut [f32]) -> Result<(), FabricError> {
+        self.all_reduce(Reduce::Sum, data)
+    }
+
+    /// Replaces `data` on every rank by what `op` makes of that of all ranks, strictly in rank order: all ranks get the same
+    /// bits, and get them whatever the [topology](Self::set_topology) and the size.
+    ///
+    /// All ranks give the same `op`, kind of value and length. An empty `data` returns at once, without a message.
     ///
     /// # Errors
     /// [`FabricError::RankLost`], [`FabricError::Timeout`], [`FabricError::Protocol`] when ranks disagree on the length.
-    pub fn all_reduce_sum(&mut self, data: &mut [f32]) -> Result<(), FabricError> {
+    pub fn all_reduce<E: Element>(
+        &mut self,
+        op: Reduce,
+        data: &mut [E],
+    ) -> Result<(), FabricError> {
         if self.world() == 1 || data.is_empty() {
-            Ok(())
-        } else if self.world() == 2 || size_of_val(data) <= DIRECT_BYTES_MAX {
-            self.sum_directly(data)
-        } else {
-            self.sum_in_chunks(data)
+            return Ok(());
         }
+        match THRESHOLDS.choose(self.place(), size_of_val(data)) {
+            Choice::Whole => self.reduce_whole(op, data),
+            Choice::Chunks => self.reduce_in_chunks(op, data, true),
+            Choice::Chain => self.reduce_along_chain(op, data),
+        }
+    }
+
+    /// Reduces `data` as [`all_reduce`](Self::all_reduce) does, and returns this rank's part of the result, which is rank r
+    /// of N's `r * len / N .. (r + 1) * len / N`. What is left in `data` outside of it has no meaning.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce).
+    pub fn reduce_scatter<'a, E: Element>(
+        &mut self,
+        op: Reduce,
+        data: &'a mut [E],
+    ) -> Result<&'a mut [E], FabricError> {
+        if self.world() > 1 && !data.is_empty() {
+            match self.place().is_ring {
+                false => self.reduce_in_chunks(op, data, false)?,
+                // Sums go up the whole chain in any case, and come down it at the same time.
+                true => self.all_reduce(op, data)?,
+            }
+        }
+        let part = chunk(data.len(), self.world(), self.rank().index());
+        Ok(&mut data[part])
     }
 
     /// Gives every rank the bytes of each: `all[r]` becomes what rank r passed as `mine`. Lengths may differ.
     ///
     /// # Errors
-    /// [`FabricError::RankLost`], [`FabricError::Timeout`], [`FabricError::Protocol`].
+    /// [`FabricError::RankLost`], [`FabricError::Timeout`], [`FabricError::Protocol`]; [`FabricError::Invalid`] for more than
+    /// [`PAYLOAD_BYTES_MAX`](crate::frame::PAYLOAD_BYTES_MAX).
     pub fn all_gather(&mut self, mine: &[u8], all: &mut Vec<Vec<u8>>) -> Result<(), FabricError> {
+        check_length(mine.len())?;
         let own = self.rank().index();
         all.resize_with(self.world(), Vec::new);
         all[own].clear();
         all[own].extend_from_slice(mine);
-        let recvs = all.iter_mut().enumerate().filter(|(peer, _)| *peer != own);
-        let recvs = recvs
-            .map(|(peer, part)| Incoming::new(peer, Destination::Vec(part)))
-            .collect();
-        self.wire
-            .exchange(Kind::Gather, to_all(&self.wire, mine), recvs)
+        self.gather(Kind::Gather, all.as_mut_slice())
     }
 
     /// Concatenates the values of all ranks into `out`, in rank order, where `lens[r]` is the number of values of rank r.
@@ -130,6 +180,7 @@ impl Group {
         lens: &[usize],
         out: &mut [f32],
     ) -> Result<(), FabricError> {
+        check_length(size_of_val(mine))?;
         let own = self.rank().index();
         if lens.len() != self.world()
             || lens[own] != mine.len()
@@ -140,18 +191,46 @@ impl Group {
                 "gathering {values} values of rank {own} of {world} into room for {room} with lengths {lens:?}"
             )));
         }
-        if self.world() == 1 {
-            out.copy_from_slice(mine);
-            return Ok(());
+        let row = Row { values: out, lens };
+        let place = row.range(own);
+        row.values[place].copy_from_slice(mine);
+        self.gather(Kind::Gather, row)
+    }
+
+    /// Gives every rank the bytes that each has for it: `all[r]` becomes what rank r passed as the `parts[s]` of this rank s.
+    /// Lengths may differ.
+    ///
+    /// # Errors
+    /// [`FabricError::Invalid`] unless there is one part for each rank, else as [`all_gather`](Self::all_gather).
+    pub fn all_to_all<P: AsRef<[u8]>>(
+        &mut self,
+        parts: &[P],
+        all: &mut Vec<Vec<u8>>,
+    ) -> Result<(), FabricError> {
+        if parts.len() != self.world() {
+            let (count, world) = (parts.len(), self.world());
+            return Err(FabricError::Invalid(format!(
+                "{count} parts for {world} ranks"
+            )));
         }
-        let mut parts = split(out, lens);
-        parts.remove(own).copy_from_slice(mine);
-        let recvs = from_all(&self.wire, parts);
-        self.wire.exchange(
-            Kind::Gather,
-            to_all(&self.wire, bytemuck::cast_slice(mine)),
-            recvs,
-        )
+        for part in parts {
+            check_length(part.as_ref().len())?;
+        }
+        let (place, own) = (self.place(), self.rank().index());
+        all.resize_with(self.world(), Vec::new);
+        all[own].clear();
+        all[own].extend_from_slice(parts[own].as_ref());
+        if !place.is_ring {
+            return self.wire.exchange(&mut direct::AllToAll { parts, all });
+        }
+        let transit_len = relay::AllToAll::<P>::transit_len(place);
+        self.transit.resize_with(transit_len, Vec::new);
+        self.wire.exchange(&mut relay::AllToAll {
+            place,
+            parts,
+            all,
+            transit: &mut self.transit,
+        })
     }
 
     /// Replaces `data` on every rank by that of `root`.
@@ -159,16 +238,22 @@ impl Group {
     /// # Errors
     /// [`FabricError::Invalid`] when there is no such rank, else as [`all_gather`](Self::all_gather).
     pub fn broadcast(&mut self, root: Rank, data: &mut Vec<u8>) -> Result<(), FabricError> {
+        let (place, kind) = (self.place(), Kind::Broadcast);
         if root == self.rank() {
-            let sends = to_all(&self.wire, data);
-            self.wire.exchange(Kind::Broadcast, sends, Vec::new())
+            check_length(data.len())?;
         } else {
-            let root = self.peer(root)?;
-            self.wire.exchange(
-                Kind::Broadcast,
-                Vec::new(),
-                vec![Incoming::new(root, Destination::Vec(data))],
-            )
+            self.peer(root)?;
+        }
+        let root = root.index();
+        if place.is_ring {
+            self.wire
+                .exchange(&mut relay::Broadcast { place, root, data })
+        } else if root == place.own {
+            let to = None;
+            self.wire.exchange(&mut direct::Send { kind, to, data })
+        } else {
+            let from = root;
+            self.wire.exchange(&mut direct::Recv { kind, from, data })
         }
     }
 
@@ -179,9 +264,9 @@ impl Group {
     /// # Errors
     /// [`FabricError::Invalid`] when there is no such other rank, else as [`all_gather`](Self::all_gather).
     pub fn send(&mut self, to: Rank, data: &[u8]) -> Result<(), FabricError> {
-        let to = self.peer(to)?;
-        self.wire
-            .exchange(Kind::Message, vec![Outgoing::new(to, data)], Vec::new())
+        check_length(data.len())?;
+        let (kind, to) = (Kind::Message, Some(self.peer(to)?));
+        self.wire.exchange(&mut direct::Send { kind, to, data })
     }
 
     /// Receives the next message of one rank; it replaces `data`.
@@ -189,12 +274,8 @@ impl Group {
     /// # Errors
     /// [`FabricError::Invalid`] when there is no such other rank, else as [`all_gather`](Self::all_gather).
     pub fn recv(&mut self, from: Rank, data: &mut Vec<u8>) -> Result<(), FabricError> {
-        let from = self.peer(from)?;
-        self.wire.exchange(
-            Kind::Message,
-            Vec::new(),
-            vec![Incoming::new(from, Destination::Vec(data))],
-        )
+        let (kind, from) = (Kind::Message, self.peer(from)?);
+        self.wire.exchange(&mut direct::Recv { kind, from, data })
     }
 
     /// Returns once every rank has called it.
@@ -202,12 +283,10 @@ impl Group {
     /// # Errors
     /// As [`all_gather`](Self::all_gather).
     pub fn barrier(&mut self) -> Result<(), FabricError> {
-        let recvs = self
-            .wire
-            .others()
-            .map(|peer| Incoming::new(peer, Destination::Slice(&mut [])));
-        self.wire
-            .exchange(Kind::Barrier, to_all(&self.wire, &[]), recvs.collect())
+        match self.place() {
+            place if place.is_ring => self.wire.exchange(&mut relay::Barrier(place)),
+            _ => self.gather(Kind::Barrier, Nothing),
+        }
     }
 
     /// Ends the group, and tells every peer that can be told within 250 ms that `lost` is the rank to name.
@@ -220,39 +299,77 @@ impl Group {
         });
     }
 
-    /// Every rank sends all of its values to every other and sums up for itself: one message deep, best for small data.
-    fn sum_directly(&mut self, data: &mut [f32]) -> Result<(), FabricError> {
-        let terms = resized(&mut self.terms, data.len() * (self.wire.world() - 1));
-        let sends = to_all(&self.wire, bytemuck::cast_slice(data));
-        let recvs = from_all(&self.wire, terms.chunks_exact_mut(data.len()));
-        self.wire.exchange(Kind::Sum, sends, recvs)?;
-        sum_in_rank_order(data, self.wire.rank.index(), terms);
-        Ok(())
+    /// Every rank gets all values of every other and reduces for itself: few messages deep, best for small data.
+    fn reduce_whole<E: Element>(&mut self, op: Reduce, data: &mut [E]) -> Result<(), FabricError> {
+        let place = self.place();
+        let mut terms = mem::take(&mut self.terms);
+        let others = room::<E>(&mut terms, data.len() * (place.world - 1));
+        let blocks = Terms {
+            own: place.own,
+            mine: data,
+            others,
+        };
+        let outcome = self.gather(Kind::Reduce, blocks);
+        if outcome.is_ok() {
+            reduce::in_rank_order(op, data, place.own, others);
+        }
+        self.terms = terms;
+        outcome
     }
 
-    /// Every rank sums up one chunk and gives it to the others (reduce-scatter, then all-gather, both by direct exchange):
-    /// each link carries 2/N of the data each way, best for large data. One rank computes each sum, so the bits agree.
-    fn sum_in_chunks(&mut self, data: &mut [f32]) -> Result<(), FabricError> {
-        let (own, world) = (self.wire.rank.index(), self.wire.world());
-        let bound = |rank: usize| rank * data.len() / world;
-        let lens: Vec<usize> = (0..world)
-            .map(|rank| bound(rank + 1) - bound(rank))
-            .collect();
-        let mut chunks = split(data, &lens);
-        let mine = chunks.remove(own);
+    fn reduce_in_chunks<E: Element>(
+        &mut self,
+        op: Reduce,
+        data: &mut [E],
+        gathers: bool,
+    ) -> Result<(), FabricError> {
+        let Place { own, world, .. } = self.place();
+        let piece_len = THRESHOLDS.piece_len::<E>(world - 1);
+        self.wire.exchange(&mut Chunks {
+            op,
+            own,
+            world,
+            terms: room(&mut self.terms, (world - 1) * piece_len.min(data.len())),
+            data,
+            piece_len,
+            gathers,
+        })
+    }
 
-        let terms = resized(&mut self.terms, mine.len() * (world - 1));
-        let pairs = self.wire.others().zip(&chunks);
-        let sends = pairs
-            .map(|(peer, chunk)| Outgoing::new(peer, bytemuck::cast_slice(chunk)))
-            .collect();
-        let recvs = from_all(&self.wire, terms.chunks_exact_mut(mine.len()));
-        self.wire.exchange(Kind::SumPart, sends, recvs)?;
-        sum_in_rank_order(mine, own, terms);
+    fn reduce_along_chain<E: Element>(
+        &mut self,
+        op: Reduce,
+        data: &mut [E],
+    ) -> Result<(), FabricError> {
+        let Place { own, world, .. } = self.place();
+        let piece_len = THRESHOLDS.piece_len::<f32>(1);
+        self.wire.exchange(&mut Chain {
+            op,
+            own,
+            world,
+            data,
+            sums: room(&mut self.terms, 2 * piece_len),
+            piece_len,
+        })
+    }
 
-        let sends = to_all(&self.wire, bytemuck::cast_slice(mine));
-        let recvs = from_all(&self.wire, chunks);
-        self.wire.exchange(Kind::SumDone, sends, recvs)
+    fn gather(&mut self, kind: Kind, blocks: impl Blocks) -> Result<(), FabricError> {
+        let place = self.place();
+        let own = place.own;
+        match place.is_ring {
+            false => self
+                .wire
+                .exchange(&mut direct::Gather { kind, own, blocks }),
+            true => self.wire.exchange(&mut relay::Gather {
+                kind,
+                place,
+                blocks,
+            }),
+        }
+    }
+
+    fn place(&self) -> Place {
+        Place::new(self.rank().index(), self.world(), self.topology)
     }
 
     fn peer(&self, rank: Rank) -> Result<usize, FabricError> {
@@ -267,63 +384,15 @@ impl Group {
     }
 }
 
-/// Returns one frame with `payload` to each peer.
-fn to_all<'a>(wire: &Wire, payload: &'a [u8]) -> Vec<Outgoing<'a>> {
-    wire.others()
-        .map(|peer| Outgoing::new(peer, payload))
-        .collect()
-}
-
-/// Returns one frame of each peer, in rank order, into its own part.
-fn from_all<'a>(wire: &Wire, parts: impl IntoIterator<Item = &'a mut [f32]>) -> Vec<Incoming<'a>> {
-    let into = |part| Destination::Slice(bytemuck::cast_slice_mut(part));
-    wire.others()
-        .zip(parts)
-        .map(|(peer, part)| Incoming::new(peer, into(part)))
-        .collect()
-}
-
-/// Adds to `mine` what the other ranks have, `terms`, in the order of all ranks with `own` in its place.
-///
-/// Float addition is not associative: only one order on all ranks gives all of them the same bits.
-fn sum_in_rank_order(mine: &mut [f32], own: usize, terms: &mut [f32]) {
-    let (before, after) = terms.split_at_mut(own * mine.len());
-    if let Some((sum, later)) = before.split_at_mut_checked(mine.len()) {
-        for term in later.chunks_exact(mine.len()) {
-            sum.iter_mut()
-                .zip(term)
-                .for_each(|(sum, term)| *sum += term);
-        }
-        mine.iter_mut()
-            .zip(sum)
-            .for_each(|(mine, sum)| *mine += *sum);
+/// Returns room for `len` values in a buffer that grows as needed and never shrinks.
+fn room<E: Element>(buffer: &mut Vec<u64>, len: usize) -> &mut [E] {
+    let words = (len * size_of::<E>()).div_ceil(size_of::<u64>());
+    if buffer.len() < words {
+        buffer.resize(words, 0);
     }
-    for term in after.chunks_exact(mine.len()) {
-        mine.iter_mut()
-            .zip(term)
-            .for_each(|(mine, term)| *mine += term);
-    }
+    &mut bytemuck::cast_slice_mut(&mut buffer[..words])[..len]
 }
 
-/// Cuts `data` into consecutive parts of `lens`.
-fn split<'a>(mut data: &'a mut [f32], lens: &[usize]) -> Vec<&'a mut [f32]> {
-    let mut cut = |len: &usize| {
-        data.split_off_mut(..*len)
-            .expect("the lengths add up to that of the data")
-    };
-    lens.iter().map(&mut cut).collect()
-}
-
-/// Returns the first `len` values of a buffer that grows as needed and never shrinks.
-fn resized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
-    }
-    &mut buffer[..len]
-}
-
-/// Up to here one message deep beats fewer bytes.
-const DIRECT_BYTES_MAX: usize = 32 * 1024;
 /// How long a peer may be still, unless the owner of the group says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Bounds what is added to the present.

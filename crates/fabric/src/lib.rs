@@ -32,6 +32,7 @@
 
 #![allow(unsafe_code)]
 
+mod algorithm;
 pub mod channel;
 mod error;
 mod farewell;
@@ -49,6 +50,7 @@ mod lobby;
 mod memory;
 mod pace;
 mod rank;
+mod reduce;
 mod ring;
 mod segment;
 mod shared;
@@ -58,11 +60,13 @@ mod timed;
 mod transfer;
 mod wire;
 
+pub use algorithm::Topology;
 pub use error::FabricError;
 pub use group::{Group, in_process, solo};
 pub use key::Key;
 pub use link::Transport;
 pub use rank::{Rank, WORLD_MAX};
+pub use reduce::{Element, Reduce};
 
 #[cfg(target_endian = "big")]
 compile_error!(

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use smallvec::{SmallVec, smallvec};
 
 use crate::link::{Interest, Links, Transport};
 use crate::shared::{Pipes, SharedLink};
@@ -70,7 +71,7 @@ impl Links for TcpLinks {
                 may_sleep &= link.prepare_sleep(*interest);
             }
         }
-        let mut ready = vec![false; interests.len()];
+        let mut ready: SmallVec<[bool; PEERS]> = smallvec![false; interests.len()];
         let slept = if may_sleep {
             self.poll(interests, timeout, &mut ready)
         } else {
@@ -110,7 +111,7 @@ impl TcpLinks {
             // Wake-ups for both directions come in.
             Line::Shared(link) => Some(PollFd::new(&link.socket, PollFlags::IN)),
         };
-        let mut fds: Vec<PollFd<'_>> = interests.iter().filter_map(fd).collect();
+        let mut fds: SmallVec<[PollFd<'_>; PEERS]> = interests.iter().filter_map(fd).collect();
         poll_for(&mut fds, timeout)?;
         for (ready, fd) in ready.iter_mut().zip(&fds) {
             *ready = !fd.revents().is_empty();
@@ -127,6 +128,9 @@ pub(crate) fn poll_for(fds: &mut [PollFd<'_>], timeout: Duration) -> io::Result<
         Err(error) => Err(error.into()),
     }
 }
+
+/// So many peers are waited for without taking memory from the allocator.
+const PEERS: usize = 8;
 
 /// Returns nothing where a call would have had to wait.
 pub(crate) fn unless_blocked(result: io::Result<usize>) -> io::Result<Option<usize>> {

@@ -1,4 +1,4 @@
-//! One frame on its way out, and one on its way in.
+//! What an operation moves, and the state of one frame on its way out and of one on its way in.
 
 use std::io::{self, IoSlice};
 use std::time::Instant;
@@ -8,60 +8,83 @@ use crate::frame::{self, Abort, HEADER_BYTES, Header, Kind, PAYLOAD_BYTES_MAX};
 use crate::link::Links;
 use crate::wire::{CLOSED, Cause, Peer, lost};
 
+/// What one rank sends and receives in an operation, in rounds: at most one frame to and one from each peer in each.
+///
+/// A round ends once all of its frames have come and gone. Rounds are this rank's own: what has to agree with a peer is
+/// only the order of the frames between the two.
+pub(crate) trait Traffic {
+    /// Returns the number of rounds.
+    fn rounds(&self) -> usize;
+
+    /// Returns how many rounds the sends may be ahead of the receives; what they carry must be there by then.
+    fn lead(&self) -> usize {
+        0
+    }
+
+    /// Returns what the frames of `round` are.
+    fn kind(&self, round: usize) -> Kind;
+
+    /// Returns what goes to `peer` in `round`, if anything does.
+    fn payload(&self, round: usize, peer: usize) -> Option<&[u8]>;
+
+    /// Returns where to put what comes from `peer` in `round`, if anything does.
+    fn destination(&mut self, round: usize, peer: usize) -> Option<Destination<'_>>;
+
+    /// Takes note of the end of `round`.
+    fn end_round(&mut self, _round: usize) {}
+}
+
+/// Refuses what no frame can carry.
+pub(crate) fn check_length(bytes: usize) -> Result<(), FabricError> {
+    if bytes <= PAYLOAD_BYTES_MAX {
+        Ok(())
+    } else {
+        Err(FabricError::Invalid(format!(
+            "{bytes} bytes in one message, at most {PAYLOAD_BYTES_MAX} are possible"
+        )))
+    }
+}
+
 /// A frame that is being sent.
 #[derive(Clone)]
-pub(crate) struct Outgoing<'a> {
+pub(crate) struct Outgoing {
     pub(crate) peer: usize,
     /// Since when it has not moved, as far as anybody has slept on it.
     pub(crate) still_since: Option<Instant>,
     header: [u8; HEADER_BYTES],
-    payload: &'a [u8],
+    total: usize,
     written: usize,
 }
 
-impl<'a> Outgoing<'a> {
-    pub(crate) fn new(peer: usize, payload: &'a [u8]) -> Self {
+impl Outgoing {
+    /// Returns a frame with a payload that [`check_length`] has let pass.
+    pub(crate) fn new(peer: usize, kind: Kind, sequence: u32, payload: &[u8]) -> Self {
+        let header = Header {
+            kind,
+            sequence,
+            length: u32::try_from(payload.len()).expect("lengths are checked"),
+        };
         Self {
             peer,
             still_since: None,
-            header: [0; HEADER_BYTES],
-            payload,
+            header: header.encode(),
+            total: HEADER_BYTES + payload.len(),
             written: 0,
         }
     }
 
-    /// Writes the header.
-    pub(crate) fn address(&mut self, kind: Kind, sequence: u32) -> Result<(), FabricError> {
-        let length = u32::try_from(self.payload.len())
-            .ok()
-            .filter(|length| *length as usize <= PAYLOAD_BYTES_MAX);
-        let Some(length) = length else {
-            let bytes = self.payload.len();
-            return Err(FabricError::Invalid(format!(
-                "{bytes} bytes in one message, at most {PAYLOAD_BYTES_MAX} are possible"
-            )));
-        };
-        self.header = Header {
-            kind,
-            sequence,
-            length,
-        }
-        .encode();
-        Ok(())
-    }
-
     pub(crate) fn is_done(&self) -> bool {
-        self.written == HEADER_BYTES + self.payload.len()
+        self.written == self.total
     }
 
     pub(crate) fn is_midway(&self) -> bool {
         self.written > 0 && !self.is_done()
     }
 
-    /// Writes what the link takes; true when it took something.
-    pub(crate) fn push(&mut self, links: &mut dyn Links) -> io::Result<bool> {
+    /// Writes what the link takes of header and `payload`, the one it was made with; true when it took something.
+    pub(crate) fn push(&mut self, links: &mut dyn Links, payload: &[u8]) -> io::Result<bool> {
         let header = &self.header[self.written.min(HEADER_BYTES)..];
-        let payload = &self.payload[self.written.saturating_sub(HEADER_BYTES)..];
+        let payload = &payload[self.written.saturating_sub(HEADER_BYTES)..];
         let written = links.write(self.peer, &[IoSlice::new(header), IoSlice::new(payload)])?;
         self.written += written;
         if written > 0 {
@@ -72,12 +95,11 @@ impl<'a> Outgoing<'a> {
 }
 
 /// A frame that is being received.
-pub(crate) struct Incoming<'a> {
+pub(crate) struct Incoming {
     pub(crate) peer: usize,
     /// Since when it has not moved, as far as anybody has slept on it.
     pub(crate) still_since: Option<Instant>,
     expected: (Kind, u32),
-    into: Destination<'a>,
     /// Length of the payload, once the header is here.
     length: Option<usize>,
     filled: usize,
@@ -91,21 +113,16 @@ pub(crate) enum Destination<'a> {
     Vec(&'a mut Vec<u8>),
 }
 
-impl<'a> Incoming<'a> {
-    pub(crate) fn new(peer: usize, into: Destination<'a>) -> Self {
+impl Incoming {
+    /// Returns a frame whose header must say `kind` and `sequence`.
+    pub(crate) fn new(peer: usize, kind: Kind, sequence: u32) -> Self {
         Self {
             peer,
             still_since: None,
-            expected: (Kind::Barrier, 0),
-            into,
+            expected: (kind, sequence),
             length: None,
             filled: 0,
         }
-    }
-
-    /// Sets what the header must say.
-    pub(crate) fn expect(&mut self, kind: Kind, sequence: u32) {
-        self.expected = (kind, sequence);
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -117,15 +134,22 @@ impl<'a> Incoming<'a> {
         self.length.map_or(0, |length| length - self.filled)
     }
 
-    /// Uses what is in the inbox and reads at most once; true when something moved.
-    pub(crate) fn pull(&mut self, links: &mut dyn Links, peer: &mut Peer) -> Result<bool, Cause> {
-        self.take(peer)?;
-        if self.is_done() {
-            return Ok(true);
+    /// Uses what is in the inbox and reads what is there for `into`; true when something moved.
+    pub(crate) fn pull(
+        &mut self,
+        links: &mut dyn Links,
+        peer: &mut Peer,
+        mut into: Destination<'_>,
+    ) -> Result<bool, Cause> {
+        self.take(peer, &mut into)?;
+        let mut came = self.is_done();
+        if self.length.is_none() {
+            came = peer.fill(links, self.peer, into.read_ahead_bytes())?;
+            self.take(peer, &mut into)?;
         }
-        let came = if self.bytes_left() > 0 {
-            match links.read(self.peer, self.into.room(self.filled, self.bytes_left())) {
-                Ok(None) => false,
+        if self.bytes_left() > 0 {
+            match links.read(self.peer, into.room(self.filled, self.bytes_left())) {
+                Ok(None) => {}
                 Ok(Some(0)) => {
                     return Err(Cause::Lost {
                         peer: self.peer,
@@ -134,15 +158,11 @@ impl<'a> Incoming<'a> {
                 }
                 Ok(Some(count)) => {
                     self.filled += count;
-                    true
+                    came = true;
                 }
                 Err(error) => return Err(lost(self.peer, &error)),
             }
-        } else {
-            let came = peer.fill(links, self.peer)?;
-            self.take(peer)?;
-            came
-        };
+        }
         if came {
             self.still_since = None;
         }
@@ -150,7 +170,7 @@ impl<'a> Incoming<'a> {
     }
 
     /// Uses what is in the inbox.
-    fn take(&mut self, peer: &mut Peer) -> Result<(), Cause> {
+    fn take(&mut self, peer: &mut Peer, into: &mut Destination<'_>) -> Result<(), Cause> {
         if self.length.is_none() {
             let header = Header::decode(peer.inbox.bytes()).map_err(|error| (self.peer, error))?;
             let Some(header) = header else {
@@ -159,15 +179,15 @@ impl<'a> Incoming<'a> {
             if header.kind == Kind::Abort {
                 return self.take_abort(peer);
             }
-            let length = self.check(header)?;
+            let length = self.check(header, into)?;
             peer.inbox.consume(HEADER_BYTES);
             self.length = Some(length);
-            if let Destination::Vec(bytes) = &mut self.into {
+            if let Destination::Vec(bytes) = into {
                 bytes.truncate(length);
             }
         }
         while self.bytes_left() > 0 && !peer.inbox.bytes().is_empty() {
-            let room = self.into.room(self.filled, self.bytes_left());
+            let room = into.room(self.filled, self.bytes_left());
             let count = room.len().min(peer.inbox.bytes().len());
             room[..count].copy_from_slice(&peer.inbox.bytes()[..count]);
             peer.inbox.consume(count);
@@ -189,7 +209,7 @@ impl<'a> Incoming<'a> {
         }
     }
 
-    fn check(&self, header: Header) -> Result<usize, Cause> {
+    fn check(&self, header: Header, into: &Destination<'_>) -> Result<usize, Cause> {
         let broken = |reason| Cause::Broken {
             peer: self.peer,
             reason,
@@ -202,7 +222,7 @@ impl<'a> Incoming<'a> {
             )));
         }
         let length = header.length as usize;
-        match &self.into {
+        match into {
             Destination::Slice(slice) if slice.len() != length => {
                 let due = slice.len();
                 Err(broken(format!(
@@ -227,7 +247,18 @@ impl Destination<'_> {
             }
         }
     }
+
+    /// Returns how much to read when a header is due: with the header also a payload that is short enough for being copied
+    /// to cost less than being read by itself.
+    fn read_ahead_bytes(&self) -> usize {
+        match self {
+            Self::Slice(slice) if slice.len() > READ_AHEAD_BYTES => HEADER_BYTES,
+            _ => usize::MAX,
+        }
+    }
 }
 
 /// The least a receiving buffer grows by.
 const GROWTH_BYTES: usize = 1 << 20;
+/// The longest payload that is read together with its header.
+const READ_AHEAD_BYTES: usize = 8 * 1024;

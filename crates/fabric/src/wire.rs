@@ -1,15 +1,16 @@
 //! Moves frames between one rank and its peers, all at once, with a bound on every wait.
 
 use std::io;
+use std::mem;
 use std::time::{Duration, Instant};
 
 use crate::error::FabricError;
-use crate::frame::{Abort, FrameError, Kind};
+use crate::frame::{Abort, FrameError};
 use crate::inbox::Inbox;
 use crate::link::{Interest, Links};
 use crate::pace::Pace;
 use crate::rank::Rank;
-use crate::transfer::{Incoming, Outgoing};
+use crate::transfer::{Destination, Incoming, Outgoing, Traffic};
 
 /// One rank's end of all its links, with what has to be remembered between two operations.
 pub(crate) struct Wire {
@@ -18,6 +19,8 @@ pub(crate) struct Wire {
     pace: Pace,
     pub(crate) links: Box<dyn Links>,
     pub(crate) peers: Vec<Peer>,
+    /// Empty between two operations; kept, so that they do not allocate.
+    moving: Moving,
     /// Set once the group is over.
     pub(crate) ended: Option<Abort>,
 }
@@ -31,6 +34,25 @@ pub(crate) struct Peer {
     closed: bool,
     /// Bytes to pass over before the next header; of use once the group is over.
     pub(crate) skip: usize,
+}
+
+/// The frames that an operation moves at present.
+#[derive(Default)]
+pub(crate) struct Moving {
+    /// Those of the round `sending`.
+    pub(crate) sends: Vec<Outgoing>,
+    pub(crate) sending: usize,
+    /// Those of the round `receiving`.
+    pub(crate) recvs: Vec<Incoming>,
+    pub(crate) receiving: usize,
+    interests: Vec<Interest>,
+}
+
+impl Moving {
+    fn clear(&mut self) {
+        self.sends.clear();
+        self.recvs.clear();
+    }
 }
 
 /// Why an operation cannot go on.
@@ -70,6 +92,7 @@ impl Wire {
             pace,
             links,
             peers,
+            moving: Moving::default(),
             ended: None,
         }
     }
@@ -84,64 +107,100 @@ impl Wire {
         (0..self.peers.len()).filter(move |peer| *peer != own)
     }
 
-    /// Sends and receives one frame of `kind` for each entry, all at the same time and in whatever order they move.
+    /// Sends and receives all frames of `traffic`, those of a round at the same time and in whatever order they move.
     ///
     /// Any failure ends the group: every peer is told who was lost, so that all of them name the same rank.
-    pub(crate) fn exchange(
-        &mut self,
-        kind: Kind,
-        mut sends: Vec<Outgoing<'_>>,
-        mut recvs: Vec<Incoming<'_>>,
-    ) -> Result<(), FabricError> {
+    pub(crate) fn exchange(&mut self, traffic: &mut dyn Traffic) -> Result<(), FabricError> {
         if let Some(Abort { rank, reason }) = self.ended.clone() {
             return Err(FabricError::RankLost { rank, reason });
         }
-        for send in &mut sends {
-            send.address(kind, self.peers[send.peer].frames_sent)?;
+        if traffic.rounds() == 0 {
+            return Ok(());
         }
-        for send in &sends {
-            let frames_sent = &mut self.peers[send.peer].frames_sent;
-            *frames_sent = frames_sent.wrapping_add(1);
-        }
-        for recv in &mut recvs {
-            let frames_received = &mut self.peers[recv.peer].frames_received;
-            recv.expect(kind, *frames_received);
-            *frames_received = frames_received.wrapping_add(1);
-        }
-        self.drive(&mut sends, &mut recvs)
-            .map_err(|cause| self.fail(cause, kind, &sends, &recvs))
+        let mut moving = mem::take(&mut self.moving);
+        let outcome = self.drive(traffic, &mut moving);
+        let outcome = outcome.map_err(|cause| self.fail(cause, traffic, &moving));
+        moving.clear();
+        self.moving = moving;
+        outcome
     }
 
     /// Tells every peer that the group is over because of `lost`.
     pub(crate) fn abort(&mut self, abort: Abort) {
         if self.ended.is_none() {
-            self.end(abort, &[]);
+            self.end(abort, Vec::new());
         }
     }
 
-    fn drive(
-        &mut self,
-        sends: &mut [Outgoing<'_>],
-        recvs: &mut [Incoming<'_>],
-    ) -> Result<(), Cause> {
+    fn drive(&mut self, traffic: &mut dyn Traffic, moving: &mut Moving) -> Result<(), Cause> {
+        let (rounds, lead) = (traffic.rounds(), traffic.lead());
+        // Rounds whose sends have begun, and those of which they are over; the receives are those of round `ended`.
+        let (mut begun, mut gone, mut ended) = (0, 0, 0);
         let mut patience = self.pace.start();
+        self.await_round(traffic, ended, moving);
         loop {
             let mut moved = false;
-            for send in sends.iter_mut().filter(|send| !send.is_done()) {
+            if begun == gone && begun < rounds && begun <= ended + lead {
+                self.begin_round(traffic, begun, moving);
+                begun += 1;
+                moved = true;
+            }
+            for send in moving.sends.iter_mut().filter(|send| !send.is_done()) {
+                let payload = traffic.payload(moving.sending, send.peer);
                 moved |= send
-                    .push(self.links.as_mut())
+                    .push(self.links.as_mut(), payload.unwrap_or_default())
                     .map_err(|error| lost(send.peer, &error))?;
             }
-            for recv in recvs.iter_mut().filter(|recv| !recv.is_done()) {
-                moved |= recv.pull(self.links.as_mut(), &mut self.peers[recv.peer])?;
+            if moving.sends.iter().all(Outgoing::is_done) {
+                gone = begun;
             }
-            if sends.iter().all(Outgoing::is_done) && recvs.iter().all(Incoming::is_done) {
-                return Ok(());
+            for recv in moving.recvs.iter_mut().filter(|recv| !recv.is_done()) {
+                let into = traffic.destination(ended, recv.peer);
+                let into = into.unwrap_or(Destination::Slice(&mut []));
+                moved |= recv.pull(self.links.as_mut(), &mut self.peers[recv.peer], into)?;
+            }
+            if gone > ended && moving.recvs.iter().all(Incoming::is_done) {
+                traffic.end_round(ended);
+                ended += 1;
+                if ended == rounds {
+                    return Ok(());
+                }
+                self.await_round(traffic, ended, moving);
+                moved = true;
             }
             if moved {
                 patience.renew();
             } else if !patience.pass() {
-                self.sleep(sends, recvs)?;
+                self.sleep(moving)?;
+            }
+        }
+    }
+
+    /// Makes the frames that `round` sends.
+    fn begin_round(&mut self, traffic: &dyn Traffic, round: usize, moving: &mut Moving) {
+        moving.sends.clear();
+        moving.sending = round;
+        let kind = traffic.kind(round);
+        for peer in self.others() {
+            if let Some(payload) = traffic.payload(round, peer) {
+                let sequence = &mut self.peers[peer].frames_sent;
+                let send = Outgoing::new(peer, kind, *sequence, payload);
+                *sequence = sequence.wrapping_add(1);
+                moving.sends.push(send);
+            }
+        }
+    }
+
+    /// Makes the frames that `round` receives.
+    fn await_round(&mut self, traffic: &mut dyn Traffic, round: usize, moving: &mut Moving) {
+        moving.recvs.clear();
+        moving.receiving = round;
+        let kind = traffic.kind(round);
+        for peer in self.others() {
+            if traffic.destination(round, peer).is_some() {
+                let sequence = &mut self.peers[peer].frames_received;
+                moving.recvs.push(Incoming::new(peer, kind, *sequence));
+                *sequence = sequence.wrapping_add(1);
             }
         }
     }
@@ -149,11 +208,13 @@ impl Wire {
     /// Sleeps until something may move, no longer than until the timeout of the peer that has been still the longest.
     ///
     /// Every link is listened to, also those of peers that owe nothing: one of them may tell that the group is over.
-    fn sleep(
-        &mut self,
-        sends: &mut [Outgoing<'_>],
-        recvs: &mut [Incoming<'_>],
-    ) -> Result<(), Cause> {
+    fn sleep(&mut self, moving: &mut Moving) -> Result<(), Cause> {
+        let Moving {
+            sends,
+            recvs,
+            interests,
+            ..
+        } = moving;
         self.listen(recvs)?;
         let now = Instant::now();
         let own = self.rank.index();
@@ -165,7 +226,8 @@ impl Wire {
                 write: false,
             }
         };
-        let mut interests: Vec<Interest> = self.peers.iter().enumerate().map(listening).collect();
+        interests.clear();
+        interests.extend(self.peers.iter().enumerate().map(listening));
         let mut stillest: Option<(Instant, usize)> = None;
         let mut note_still = |since: &mut Option<Instant>, peer| {
             let still = (*since.get_or_insert(now), peer);
@@ -195,11 +257,11 @@ impl Wire {
             return Err(Cause::Silent { peer, waited });
         };
         interests.retain(|interest| interest.read || interest.write);
-        self.links.wait(&interests, left).map_err(Cause::Wait)
+        self.links.wait(interests, left).map_err(Cause::Wait)
     }
 
     /// Reads what came from peers that owe nothing now.
-    fn listen(&mut self, recvs: &[Incoming<'_>]) -> Result<(), Cause> {
+    fn listen(&mut self, recvs: &[Incoming]) -> Result<(), Cause> {
         for index in self.others() {
             let peer = &mut self.peers[index];
             let owes = recvs
@@ -210,7 +272,7 @@ impl Wire {
             }
             if !peer.closed && !peer.inbox.is_full() {
                 // One that has ended may have done its part and left; that is no loss before something is wanted from it.
-                peer.closed = peer.fill(self.links.as_mut(), index).is_err();
+                peer.closed = peer.fill(self.links.as_mut(), index, usize::MAX).is_err();
             }
             if let Some(abort) = peer.inbox.abort() {
                 return Err(Cause::Aborted(abort));
@@ -221,9 +283,16 @@ impl Wire {
 }
 
 impl Peer {
-    /// Reads once into the inbox; true when something came.
-    pub(crate) fn fill(&mut self, links: &mut dyn Links, index: usize) -> Result<bool, Cause> {
-        match links.read(index, self.inbox.room()) {
+    /// Reads once into the inbox, `bytes_max` at most; true when something came.
+    pub(crate) fn fill(
+        &mut self,
+        links: &mut dyn Links,
+        index: usize,
+        bytes_max: usize,
+    ) -> Result<bool, Cause> {
+        let room = self.inbox.room();
+        let bytes = room.len().min(bytes_max);
+        match links.read(index, &mut room[..bytes]) {
             Ok(None) => Ok(false),
             Ok(Some(0)) => Err(Cause::Lost {
                 peer: index,

@@ -63,7 +63,7 @@ fn another_version_is_told_to_both_ends() {
         stream
             .read_exact(&mut greeting)
             .expect("it says its own version");
-        assert_eq!(greeting, *b"shoalfab\x04\x00");
+        assert_eq!(greeting, *b"shoalfab\x05\x00");
         assert_eq!(stream.read(&mut greeting).expect("it hangs up"), 0);
     });
 
@@ -75,7 +75,7 @@ fn another_version_is_told_to_both_ends() {
     assert_eq!(
         outcome.err().expect("refused").to_string(),
         format!(
-            "the shoal at {peer} speaks protocol version 7 and this one version 4: install the same release on both machines"
+            "the shoal at {peer} speaks protocol version 7 and this one version 5: install the same release on both machines"
         )
     );
 }
@@ -87,7 +87,7 @@ fn garbage_stops_nobody() {
             &b"GET / HTTP/1.1\r\n\r\n"[..],
             &[0; 4096],
             &[0xff; 100_000],
-            b"shoalfab\x04\x00 and then this",
+            b"shoalfab\x05\x00 and then this",
         ] {
             let mut stream = TcpStream::connect(address).expect("it listens");
             // It may hang up in the middle, which is as good.

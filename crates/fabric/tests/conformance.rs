@@ -1,129 +1,16 @@
 //! What a group does, whatever carries it: every test runs over every kind of link.
 
+mod common;
+
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use shoal_fabric::tcp::{self, Config, Rendezvous};
-use shoal_fabric::{FabricError, Group, Key, Rank, Transport, in_process, solo};
+use common::{Links, MIXED_APART, PATIENT, bits, everywhere, groups, on_each, tcp_groups, values};
+use shoal_fabric::{FabricError, Group, Rank, Transport, solo};
 
-#[derive(Clone, Copy, Debug)]
-enum Links {
-    InProcess,
-    Tcp,
-    SharedMemory,
-    /// All but one rank share memory.
-    Mixed,
-}
-
-const LINKS: [Links; 4] = [
-    Links::InProcess,
-    Links::Tcp,
-    Links::SharedMemory,
-    Links::Mixed,
-];
 const WORLDS: [usize; 5] = [1, 2, 3, 4, 5];
-/// Of the mixed links.
-const MIXED_APART: Rank = Rank(1);
-const PATIENT: Duration = Duration::from_secs(60);
 /// For tests in which a peer stays silent on purpose.
 const HASTY: Duration = Duration::from_millis(600);
-
-fn groups(links: Links, world: usize, timeout: Duration) -> Vec<Group> {
-    match links {
-        Links::InProcess => in_process(world, timeout),
-        Links::Tcp => tcp_groups("127.0.0.1:0", |_| false, world, timeout),
-        Links::SharedMemory => tcp_groups("127.0.0.1:0", |_| true, world, timeout),
-        Links::Mixed => tcp_groups("127.0.0.1:0", |rank| rank != MIXED_APART, world, timeout),
-    }
-}
-
-/// Forms a group in which the ranks that `share` want shared memory.
-fn tcp_groups(
-    address: &str,
-    share: impl Fn(Rank) -> bool,
-    world: usize,
-    timeout: Duration,
-) -> Vec<Group> {
-    let config = |rank| Config {
-        shared_memory: share(rank),
-    };
-    let key = Key::from_token("a token of the test");
-    let deadline = Instant::now() + PATIENT;
-    let rendezvous = Rendezvous::bind(address.parse().expect("an address"), world, key.clone())
-        .expect("a free port")
-        .with(config(Rank(0)));
-    let address = rendezvous.local_addr();
-    thread::scope(|scope| {
-        let joining: Vec<_> = (1..world)
-            .map(|rank| {
-                let key = key.clone();
-                let rank = Rank(u16::try_from(rank).expect("small"));
-                let config = config(rank);
-                scope.spawn(move || tcp::join_with(config, address, rank, world, key, deadline))
-            })
-            .collect();
-        let root = rendezvous.accept(deadline);
-        let others = joining
-            .into_iter()
-            .map(|handle| handle.join().expect("join does not panic"));
-        let groups: Result<Vec<Group>, FabricError> = [root].into_iter().chain(others).collect();
-        let mut groups = groups.expect("the group forms");
-        groups
-            .iter_mut()
-            .for_each(|group| group.set_timeout(timeout));
-        groups
-    })
-}
-
-/// Runs `work` on each rank at the same time; results are in rank order.
-fn on_each<T: Send>(groups: Vec<Group>, work: impl Fn(&mut Group) -> T + Sync) -> Vec<T> {
-    thread::scope(|scope| {
-        let work = &work;
-        let running: Vec<_> = groups
-            .into_iter()
-            .map(|mut group| {
-                scope.spawn(move || {
-                    let result = work(&mut group);
-                    (result, group)
-                })
-            })
-            .collect();
-        // No group is dropped before all are done: nobody is lost by being the first.
-        let (results, _groups): (Vec<T>, Vec<Group>) = running
-            .into_iter()
-            .map(|handle| handle.join().expect("no rank panics"))
-            .unzip();
-        results
-    })
-}
-
-fn everywhere(worlds: &[usize], check: impl Fn(Links, usize)) {
-    for links in LINKS {
-        for world in worlds {
-            check(links, *world);
-        }
-    }
-}
-
-/// Values whose sum depends on the order: magnitudes far apart, signs mixed.
-fn values(rank: usize, len: usize) -> Vec<f32> {
-    let mut state = 0x9e37_79b9_u32.wrapping_mul(u32::try_from(rank).expect("small") + 1);
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state
-    };
-    let value = |bits: u32| {
-        let magnitude = [1e-6, 1.0, 1e7][bits as usize % 3];
-        (f64::from(bits) / f64::from(u32::MAX) - 0.5) as f32 * magnitude
-    };
-    (0..len).map(|_| value(next())).collect()
-}
-
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|value| value.to_bits()).collect()
-}
 
 #[test]
 fn a_group_says_what_carries_its_bytes() {

@@ -26,7 +26,7 @@ fn frames() -> Vec<Vec<u8>> {
     }
     .encode();
     let frames = [
-        (Kind::Sum, vec![7; 40]),
+        (Kind::Reduce, vec![7; 40]),
         (Kind::Barrier, Vec::new()),
         (Kind::Abort, abort),
     ];
