@@ -106,10 +106,19 @@ struct PipePair {
 #[derive(Default)]
 struct Pipe(Mutex<PipeState>);
 
-#[derive(Default)]
 struct PipeState {
     bytes: VecDeque<u8>,
     closed: bool,
+}
+
+impl Default for PipeState {
+    fn default() -> Self {
+        Self {
+            // As much as it ever holds, so that no write is the first to need it.
+            bytes: VecDeque::with_capacity(PIPE_BYTES),
+            closed: false,
+        }
+    }
 }
 
 impl Pipe {

@@ -49,6 +49,16 @@ pub(crate) struct Moving {
 }
 
 impl Moving {
+    /// Takes all that it ever needs now, so that no later operation is the first to need it.
+    fn with_room_for(world: usize) -> Self {
+        Self {
+            sends: Vec::with_capacity(world),
+            recvs: Vec::with_capacity(world),
+            interests: Vec::with_capacity(world),
+            ..Self::default()
+        }
+    }
+
     fn clear(&mut self) {
         self.sends.clear();
         self.recvs.clear();
@@ -92,7 +102,7 @@ impl Wire {
             pace,
             links,
             peers,
-            moving: Moving::default(),
+            moving: Moving::with_room_for(world),
             ended: None,
         }
     }
