@@ -1,6 +1,8 @@
 //! Calls one of the hottest kernels: `hot KERNEL ISA CALLS`. `cargo xtask instructions` counts what a call executes.
 
-use shoal_kernels::{AttentionSpan, Cpu, CpuConfig, Dtype, HeadMap, Isa, KvCache, KvShape, Matrix};
+use shoal_kernels::{
+    AttentionSpan, Cpu, CpuConfig, Dtype, HeadMap, Isa, KvCache, KvFormat, KvShape, Matrix,
+};
 
 const ROWS: usize = 256;
 const COLS: usize = 2048;
@@ -55,6 +57,7 @@ fn attention(cpu: &Cpu, calls: u32) -> Result<(), Box<dyn std::error::Error>> {
         page_tokens: PAGE_TOKENS,
         kv_heads,
         head_dim: HEAD_DIM,
+        format: KvFormat::F16,
     })?;
     let past = values(CONTEXT * kv_heads * HEAD_DIM);
     cache.write(0, &pages, 0, &past, &past);

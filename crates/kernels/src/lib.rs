@@ -42,7 +42,7 @@ mod pool;
 pub use cpu::{Cpu, CpuConfig, CpuError};
 pub use dtype::Dtype;
 pub use isa::{AmxRefusal, Isa, IsaError};
-pub use kv_cache::{KvCache, KvCacheError, KvShape};
+pub use kv_cache::{KvCache, KvCacheError, KvFormat, KvShape};
 pub use mapped_file::MappedFile;
 pub use matrix::{Matrix, MatrixError};
 pub use mlx::{MlxArrays, MlxFormat};

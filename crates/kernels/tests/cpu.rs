@@ -3,8 +3,8 @@
 
 use proptest::prelude::*;
 use shoal_kernels::{
-    AttentionSpan, Cpu, CpuConfig, Dtype, HeadMap, Isa, KvCache, KvShape, Matrix, MlxArrays,
-    MlxFormat, Rotary, RotaryLayout,
+    AttentionSpan, Cpu, CpuConfig, Dtype, HeadMap, Isa, KvCache, KvFormat, KvShape, Matrix,
+    MlxArrays, MlxFormat, Rotary, RotaryLayout,
 };
 
 fn cpu(isa: Isa, threads: usize) -> Cpu {
@@ -78,6 +78,27 @@ proptest! {
             close(&case.run(&cpu), &expected, 2e-5)?;
         }
     }
+
+    /// A key off by 1/254 moves a score by that part of `Σ |q|`, and two scores can move apart by twice that.
+    #[test]
+    fn attention_to_integers_is_near_that_to_halves(case in attention_case()) {
+        let of = |format| {
+            let shape = KvShape { format, ..case.shape };
+            AttentionCase { shape, ..case.clone() }.run(&cpu(Isa::detect(), 1))
+        };
+        let [halves, integers] = KvFormat::ALL.map(of);
+        let queries = case.queries();
+        let rows = queries.chunks_exact(case.shape.head_dim);
+        let pairs = halves.chunks_exact(case.shape.head_dim).zip(integers.chunks_exact(case.shape.head_dim));
+        for (q, (halves, integers)) in rows.zip(pairs) {
+            // Keys and values are below 2.
+            let of_score = 0.3 * q.iter().map(|q| q.abs()).sum::<f32>() * 2.0 / 254.0;
+            let most = 2.0 * ((2.0 * of_score).exp() - 1.0) + 2.0 / 254.0 + 1e-4;
+            for (half, integer) in halves.iter().zip(integers) {
+                prop_assert!((half - integer).abs() <= most, "{half} and {integer}, {most} apart at most");
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -92,8 +113,9 @@ struct AttentionCase {
 fn attention_case() -> impl Strategy<Value = AttentionCase> {
     let sizes = (1..40_usize, 1..37_usize, 1..6_usize, 1..8_usize, 0..5_usize);
     let spans = prop::collection::vec((0..50_u32, 1..12_usize), 1..4);
-    (sizes, spans, any::<u32>()).prop_map(
-        |((page_tokens, head_dim, group, heads, phase), spans, seed)| {
+    let format = prop::sample::select(KvFormat::ALL.to_vec());
+    (sizes, spans, format, any::<u32>()).prop_map(
+        |((page_tokens, head_dim, group, heads, phase), spans, format, seed)| {
             let heads = HeadMap {
                 heads,
                 group,
@@ -117,6 +139,7 @@ fn attention_case() -> impl Strategy<Value = AttentionCase> {
                 page_tokens,
                 kv_heads,
                 head_dim,
+                format,
             };
             AttentionCase {
                 shape,
@@ -142,6 +165,18 @@ impl AttentionCase {
         (0..width)
             .map(|i| self.value(kind, (span * 1000 + position) * width + i))
             .collect()
+    }
+
+    /// What is kept of a row of a head.
+    fn kept(&self, row: &[f32]) -> Vec<f32> {
+        match self.shape.format {
+            KvFormat::F16 => row.to_vec(),
+            KvFormat::Q8 => {
+                let unit = largest(row) / 127.0;
+                let count = |x: &f32| if unit > 0.0 { (x / unit).round() } else { 0.0 };
+                row.iter().map(|x| count(x) * unit).collect()
+            }
+        }
     }
 
     fn queries(&self) -> Vec<f32> {
@@ -189,16 +224,18 @@ impl AttentionCase {
                     let mut sums = vec![0.0; head_dim];
                     let mut total = 0.0;
                     for position in 0..=*start as usize + token {
-                        let key = &self.cached(1, i, position)[kv..][..head_dim];
+                        let [key, value] = [1, 2].map(|kind| {
+                            self.kept(&self.cached(kind, i, position)[kv..][..head_dim])
+                        });
                         let score: f64 = q
                             .iter()
-                            .zip(key)
+                            .zip(&key)
                             .map(|(&q, &k)| f64::from(q) * f64::from(k))
                             .sum();
                         let weight = (score * f64::from(0.3_f32)).exp();
                         total += weight;
-                        for (sum, v) in sums.iter_mut().zip(&self.cached(2, i, position)[kv..]) {
-                            *sum += weight * f64::from(*v);
+                        for (sum, v) in sums.iter_mut().zip(value) {
+                            *sum += weight * f64::from(v);
                         }
                     }
                     out.extend(sums.iter().map(|sum| sum / total));
@@ -209,9 +246,19 @@ impl AttentionCase {
     }
 }
 
+fn largest(x: &[f32]) -> f32 {
+    x.iter().fold(0.0, |largest, x| x.abs().max(largest))
+}
+
 /// A long context is computed in parts, side by side where there are more threads than tiles.
 #[test]
 fn long_attention_agrees_and_does_not_depend_on_the_number_of_threads() {
+    for format in KvFormat::ALL {
+        long_attention_agrees(format);
+    }
+}
+
+fn long_attention_agrees(format: KvFormat) {
     let pages = |first: u32, count: u32| (first..first + count).rev().collect();
     let case = AttentionCase {
         shape: KvShape {
@@ -220,6 +267,7 @@ fn long_attention_agrees_and_does_not_depend_on_the_number_of_threads() {
             page_tokens: 7,
             kv_heads: 1,
             head_dim: 24,
+            format,
         },
         heads: HeadMap {
             heads: 3,
@@ -436,6 +484,7 @@ fn empty_inputs_are_no_work() {
         page_tokens: 4,
         kv_heads: 1,
         head_dim: 4,
+        format: KvFormat::F16,
     };
     let heads = HeadMap {
         heads: 1,

@@ -1,5 +1,5 @@
 use criterion::{BenchmarkId, Criterion, SamplingMode};
-use shoal_kernels::{AttentionSpan, HeadMap, KvCache, KvShape};
+use shoal_kernels::{AttentionSpan, HeadMap, KvCache, KvFormat, KvShape};
 
 use crate::machine::{Machine, work};
 
@@ -76,6 +76,7 @@ fn filled(layers: usize, context: usize) -> (KvCache, Vec<u32>) {
         page_tokens: PAGE_TOKENS,
         kv_heads: KV_HEADS,
         head_dim: HEAD_DIM,
+        format: KvFormat::F16,
     })
     .expect("a few hundred MiB are there");
     let (k, v) = (

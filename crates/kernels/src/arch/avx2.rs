@@ -66,6 +66,16 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn load_i8(self, from: &[i8]) -> __m256 {
+        assert!(from.len() >= 8);
+        // SAFETY: `self` proves the features, and 8 bytes are there.
+        unsafe {
+            let bytes = _mm_loadl_epi64(from.as_ptr().cast());
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))
+        }
+    }
+
+    #[inline(always)]
     fn load_f16_bytes(self, from: &[u8]) -> __m256 {
         assert!(from.len() >= 16);
         // SAFETY: `self` proves the features, and 16 bytes are there.

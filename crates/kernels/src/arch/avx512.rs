@@ -43,6 +43,16 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn load_i8(self, from: &[i8]) -> __m512 {
+        assert!(from.len() >= 16);
+        // SAFETY: `self` proves the features, and 16 bytes are there.
+        unsafe {
+            let bytes = _mm_loadu_si128(from.as_ptr().cast());
+            _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
+        }
+    }
+
+    #[inline(always)]
     fn load_f16_bytes(self, from: &[u8]) -> __m512 {
         assert!(from.len() >= 32);
         // SAFETY: `self` proves the features, and 32 bytes are there.

@@ -74,7 +74,9 @@ pub(crate) trait Simd: Copy {
     fn load(self, from: &[f32]) -> Self::F32;
     /// Loads the first `LANES` half-precision floats of `from`, given as bits.
     fn load_f16(self, from: &[u16]) -> Self::F32;
-    /// The same from little-endian bytes.
+    /// Loads `LANES` integers of `from`.
+    fn load_i8(self, from: &[i8]) -> Self::F32;
+    /// The same as [`load_f16`](Self::load_f16) from little-endian bytes.
     fn load_f16_bytes(self, from: &[u8]) -> Self::F32;
     /// Loads `LANES` bfloat16 from little-endian bytes.
     fn load_bf16_bytes(self, from: &[u8]) -> Self::F32;

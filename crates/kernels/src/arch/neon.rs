@@ -164,6 +164,17 @@ impl<D: Dot> Simd for Neon<D> {
     }
 
     #[inline(always)]
+    fn load_i8(self, from: &[i8]) -> float32x4_t {
+        assert!(from.len() >= 4);
+        // SAFETY: `self` proves NEON, and 4 bytes are there; the read needs no alignment.
+        unsafe {
+            let word = from.as_ptr().cast::<u32>().read_unaligned();
+            let halves = vmovl_s8(vcreate_s8(word.into()));
+            vcvtq_f32_s32(vmovl_s16(vget_low_s16(halves)))
+        }
+    }
+
+    #[inline(always)]
     fn load_f16_bytes(self, from: &[u8]) -> float32x4_t {
         assert!(from.len() >= 8);
         // SAFETY: `self` proves NEON, and 8 bytes are there.

@@ -35,6 +35,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn load_i8(self, from: &[i8]) -> Self::F32 {
+        lanes(|i| f32::from(from[i]))
+    }
+
+    #[inline(always)]
     fn load_f16_bytes(self, from: &[u8]) -> Self::F32 {
         lanes(|i| f16::from_le_bytes([from[2 * i], from[2 * i + 1]]).to_f32())
     }

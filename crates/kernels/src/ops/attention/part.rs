@@ -1,6 +1,7 @@
 use super::partial::Partial;
 use super::{Attention, TILE_MAX, Tile};
 use crate::arch::{Operation, Simd};
+use crate::kv_cache::{Kept, Numbers};
 
 /// Scratch memory of one thread.
 #[derive(Default)]
@@ -49,23 +50,35 @@ impl Operation for AttendPart<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // Sums under way at once are queries × vectors: enough to fill the pipelines, few enough for the registers.
-        match self.tile.range.len() {
-            0 => {}
-            1 => self.attend::<S, 1, 2>(s),
-            2..=4 => self.attend::<S, 4, 2>(s),
-            _ => self.attend::<S, TILE_MAX, 1>(s),
+        match self.attention.cache.kept() {
+            Kept::F16(numbers) => self.attend_to(s, numbers),
+            Kept::Q8(numbers) => self.attend_to(s, numbers),
         }
     }
 }
 
 impl AttendPart<'_, '_> {
+    #[inline(always)]
+    fn attend_to<S: Simd, E: Element>(self, s: S, kept: Numbers<'_, E>) {
+        // Sums under way at once are queries × vectors: enough to fill the pipelines, few enough for the registers.
+        match self.tile.range.len() {
+            0 => {}
+            1 => self.attend::<S, E, 1, 2>(s, kept),
+            2..=4 => self.attend::<S, E, 4, 2>(s, kept),
+            _ => self.attend::<S, E, TILE_MAX, 1>(s, kept),
+        }
+    }
+
     /// Goes through the part block by block. Queries beyond the tile are zero and see nothing.
     ///
     /// A position that a query may not see gets weight 0, so a NaN among the values of a later
     /// token of the same span can reach earlier queries of its tile; other sequences it cannot reach.
     #[inline(always)]
-    fn attend<S: Simd, const Q: usize, const V: usize>(mut self, s: S) {
+    fn attend<S: Simd, E: Element, const Q: usize, const V: usize>(
+        mut self,
+        s: S,
+        kept: Numbers<'_, E>,
+    ) {
         self.load_queries::<Q>();
         let Attention { cache, layer, .. } = *self.attention;
         let page_tokens = cache.shape().page_tokens;
@@ -76,18 +89,18 @@ impl AttendPart<'_, '_> {
         scores.resize(Q * row, 0.0);
 
         let pages = &self.tile.span.pages[..self.tile.end.div_ceil(page_tokens)];
-        let head = |page| cache.head(layer, page, self.tile.kv_head);
+        let head = |page| kept.head(layer, page, self.tile.kv_head);
         let next = |i: usize| head(*pages.get(i + block_pages).unwrap_or(&pages[i]));
         let keys = |i: usize| Page {
-            rows: head(pages[i]).0,
-            next: next(i).0,
+            rows: head(pages[i]).keys,
+            next: next(i).keys,
             stride: token_stride,
         };
         let values = |i: usize| {
             let count = page_tokens.min(self.tile.end - i * page_tokens);
             Page {
-                rows: &head(pages[i]).1[..count * head_stride],
-                next: next(i).1,
+                rows: &head(pages[i]).values[..count * head_stride],
+                next: next(i).values,
                 stride: head_stride,
             }
         };
@@ -98,13 +111,16 @@ impl AttendPart<'_, '_> {
             let used = range.len() * token_stride;
             for i in range.clone() {
                 let scores = &mut scores[(i - block) * token_stride..];
-                score_page::<S, Q, V>(s, queries, keys(i), scores, row);
+                score_page::<S, E, Q, V>(s, queries, keys(i), scores, row);
             }
             for q in 0..Q {
                 let scores = &mut scores[q * row..][..used];
                 let query = self.tile.range.clone().nth(q);
                 let seen = query.map_or(0, |i| self.tile.seen(i));
                 for (i, scores) in range.clone().zip(scores.chunks_exact_mut(token_stride)) {
+                    if let Some([keys, _]) = head(pages[i]).scales {
+                        scale(s, scores, keys);
+                    }
                     let valid = seen.saturating_sub(i * page_tokens).min(page_tokens);
                     scores[valid..].fill(f32::NEG_INFINITY);
                 }
@@ -117,10 +133,15 @@ impl AttendPart<'_, '_> {
                     self.out.raise(s, q, largest);
                 }
                 self.out.totals[q] += exponentiate(s, scores, self.out.largest[q]);
+                for (i, weights) in range.clone().zip(scores.chunks_exact_mut(token_stride)) {
+                    if let Some([_, values]) = head(pages[i]).scales {
+                        scale(s, weights, values);
+                    }
+                }
             }
             for i in range {
                 let weights = &scores[(i - block) * token_stride..];
-                add_values::<S, Q, V>(s, weights, row, values(i), self.out.all_sums);
+                add_values::<S, E, Q, V>(s, weights, row, values(i), self.out.all_sums);
             }
         }
     }
@@ -144,43 +165,64 @@ impl AttendPart<'_, '_> {
     }
 }
 
+/// What numbers are kept as.
+trait Element: Copy {
+    /// Loads a vector of them.
+    fn load<S: Simd>(s: S, from: &[Self]) -> S::F32;
+}
+
+/// The bits of a number in half precision.
+impl Element for u16 {
+    #[inline(always)]
+    fn load<S: Simd>(s: S, from: &[Self]) -> S::F32 {
+        s.load_f16(from)
+    }
+}
+
+impl Element for i8 {
+    #[inline(always)]
+    fn load<S: Simd>(s: S, from: &[Self]) -> S::F32 {
+        s.load_i8(from)
+    }
+}
+
 /// Keys or values of a head in one page.
 #[derive(Clone, Copy)]
-struct Page<'a> {
-    rows: &'a [u16],
+struct Page<'a, E> {
+    rows: &'a [E],
     /// Those of the page that takes this one's place in the next block. Pages are anywhere in memory, which the processor
     /// cannot foresee: it is told.
-    next: &'a [u16],
+    next: &'a [E],
     /// Width of a row.
     stride: usize,
 }
 
 /// `scores[q, p] = Σ queries[d, q] × keys[d, p]` for all places of a page, used or not.
 #[inline(always)]
-fn score_page<S: Simd, const Q: usize, const V: usize>(
+fn score_page<S: Simd, E: Element, const Q: usize, const V: usize>(
     s: S,
     queries: &[f32],
-    keys: Page<'_>,
+    keys: Page<'_, E>,
     scores: &mut [f32],
     row: usize,
 ) {
     let mut p = 0;
     while p + V * S::LANES <= keys.stride {
-        score_vectors::<S, Q, V>(s, queries, keys, p, scores, row);
+        score_vectors::<S, E, Q, V>(s, queries, keys, p, scores, row);
         p += V * S::LANES;
     }
     while p < keys.stride {
-        score_vectors::<S, Q, 1>(s, queries, keys, p, scores, row);
+        score_vectors::<S, E, Q, 1>(s, queries, keys, p, scores, row);
         p += S::LANES;
     }
 }
 
 /// Does so for `V` vectors from place `p` on.
 #[inline(always)]
-fn score_vectors<S: Simd, const Q: usize, const V: usize>(
+fn score_vectors<S: Simd, E: Element, const Q: usize, const V: usize>(
     s: S,
     queries: &[f32],
-    keys: Page<'_>,
+    keys: Page<'_, E>,
     p: usize,
     scores: &mut [f32],
     row: usize,
@@ -189,7 +231,7 @@ fn score_vectors<S: Simd, const Q: usize, const V: usize>(
     let rows = keys.rows.chunks_exact(keys.stride);
     let rows = rows.zip(keys.next.chunks_exact(keys.stride));
     for ((keys, next), queries) in rows.zip(queries.as_chunks::<Q>().0) {
-        let key = load::<S, V>(s, &keys[p..], &next[p..]);
+        let key = load::<S, E, V>(s, &keys[p..], &next[p..]);
         for q in 0..Q {
             let query = s.splat(queries[q]);
             for v in 0..V {
@@ -206,31 +248,31 @@ fn score_vectors<S: Simd, const Q: usize, const V: usize>(
 
 /// `sums[q, d] += Σ weights[q, p] × values[p, d]` for all positions of a page.
 #[inline(always)]
-fn add_values<S: Simd, const Q: usize, const V: usize>(
+fn add_values<S: Simd, E: Element, const Q: usize, const V: usize>(
     s: S,
     weights: &[f32],
     row: usize,
-    values: Page<'_>,
+    values: Page<'_, E>,
     sums: &mut [f32],
 ) {
     let mut d = 0;
     while d + V * S::LANES <= values.stride {
-        add_vectors::<S, Q, V>(s, weights, row, values, d, sums);
+        add_vectors::<S, E, Q, V>(s, weights, row, values, d, sums);
         d += V * S::LANES;
     }
     while d < values.stride {
-        add_vectors::<S, Q, 1>(s, weights, row, values, d, sums);
+        add_vectors::<S, E, Q, 1>(s, weights, row, values, d, sums);
         d += S::LANES;
     }
 }
 
 /// Does so for `V` vectors from dimension `d` on.
 #[inline(always)]
-fn add_vectors<S: Simd, const Q: usize, const V: usize>(
+fn add_vectors<S: Simd, E: Element, const Q: usize, const V: usize>(
     s: S,
     weights: &[f32],
     row: usize,
-    values: Page<'_>,
+    values: Page<'_, E>,
     d: usize,
     sums: &mut [f32],
 ) {
@@ -246,7 +288,7 @@ fn add_vectors<S: Simd, const Q: usize, const V: usize>(
     let rows = values.rows.chunks_exact(values.stride);
     let rows = rows.zip(values.next.chunks_exact(values.stride));
     for (p, (values, next)) in rows.enumerate() {
-        let value = load::<S, V>(s, &values[d..], &next[d..]);
+        let value = load::<S, E, V>(s, &values[d..], &next[d..]);
         for q in 0..Q {
             let weight = s.splat(own[q][p]);
             for v in 0..V {
@@ -263,15 +305,23 @@ fn add_vectors<S: Simd, const Q: usize, const V: usize>(
 
 /// Loads `V` vectors, and asks for those at the same place of the page to come.
 #[inline(always)]
-fn load<S: Simd, const V: usize>(s: S, from: &[u16], next: &[u16]) -> [S::F32; V] {
-    for line in next[..V * S::LANES].chunks(LINE_BYTES / size_of::<u16>()) {
+fn load<S: Simd, E: Element, const V: usize>(s: S, from: &[E], next: &[E]) -> [S::F32; V] {
+    for line in next[..V * S::LANES].chunks(LINE_BYTES / size_of::<E>()) {
         s.prefetch_later(line.as_ptr().cast());
     }
     let mut vectors = [s.splat(0.0); V];
     for (v, vector) in vectors.iter_mut().enumerate() {
-        *vector = s.load_f16(&from[v * S::LANES..]);
+        *vector = E::load(s, &from[v * S::LANES..]);
     }
     vectors
+}
+
+/// `x[i] *= by[i]`.
+#[inline(always)]
+fn scale<S: Simd>(s: S, x: &mut [f32], by: &[f32]) {
+    for (x, by) in x.chunks_exact_mut(S::LANES).zip(by.chunks_exact(S::LANES)) {
+        s.store(s.mul(s.load(x), s.load(by)), x);
+    }
 }
 
 #[inline(always)]
