@@ -20,6 +20,7 @@ mod relay;
 mod sender;
 mod service;
 mod source;
+mod talk;
 mod tree;
 mod wire;
 

@@ -1,7 +1,7 @@
 //! Copies between nodes on loopback, and what hostile holders of the token can do.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::slice::from_ref;
 use std::sync::Mutex;
@@ -234,6 +234,145 @@ fn a_node_behind_another_that_fails_takes_nothing_from_the_first() {
 }
 
 #[test]
+fn a_next_node_that_is_not_there_takes_nothing_from_the_first() {
+    let (node, here) = (Served::new(), Folder::new());
+    let data = noise(2 * CHUNK, 8);
+    let file = here.file("big", &data);
+    let nowhere = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().to_string()
+    };
+    let nodes = [node.address.clone(), nowhere.clone(), "never:1".to_owned()];
+    let reports = push(&config(), &[file], &nodes, "", &|_| {})
+        .unwrap()
+        .reports;
+    assert_eq!(fs::read(node.path("big")).unwrap(), data);
+    let errors: Vec<_> = reports
+        .into_iter()
+        .map(|it| it.error.unwrap_or_default())
+        .collect();
+    assert_eq!(errors[0], "");
+    assert!(errors[1].contains(&nowhere), "{errors:?}");
+    assert!(errors[2].contains("not reached"), "{errors:?}");
+}
+
+#[test]
+fn a_thousand_small_files_are_no_file_too_many() {
+    let (node, here) = (Served::new(), Folder::new());
+    for number in 0..1000 {
+        here.file(
+            &format!("tree/{}/{number}", number % 7),
+            &noise(number, number as u64),
+        );
+    }
+    let report = node
+        .push(&[&here.path("tree")], "")
+        .unwrap()
+        .reports
+        .remove(0);
+    assert_eq!(report.files_written, 1000);
+    same_tree(&here.path("tree"), &node.path("tree"));
+}
+
+#[test]
+fn what_is_replaced_may_change_under_way_and_makes_no_wrong_file() {
+    let (node, here) = (Served::new(), Folder::new());
+    let old = noise(4 * CHUNK, 9);
+    let file = here.file("big", &[&old[..], &noise(CHUNK, 10)].concat());
+    let there = node.path("big");
+    fs::write(&there, &old).unwrap();
+    let config = CopyConfig {
+        lanes: 1,
+        verify: false,
+        ..config()
+    };
+    let meddle = |progress: Progress| {
+        if progress.done_bytes == CHUNK as u64 {
+            let there = fs::OpenOptions::new().write(true).open(&there).unwrap();
+            there.write_at(b"other", 1000).unwrap();
+        }
+    };
+    let failed = push(
+        &config,
+        from_ref(&file),
+        from_ref(&node.address),
+        "",
+        &meddle,
+    );
+    let failed = failed.unwrap_err().to_string();
+    assert!(failed.contains("written to meanwhile"), "{failed}");
+    assert_eq!(fs::read(&there).unwrap().len(), 4 * CHUNK);
+}
+
+#[test]
+fn a_partial_file_that_somebody_took_away_gives_nothing_its_name() {
+    let (node, here) = (Served::new(), Folder::new());
+    let file = here.file("big", &noise(4 * CHUNK, 11));
+    let partial = node.path(".big.shoal-part");
+    let take_away = |progress: Progress| {
+        if progress.done_bytes == CHUNK as u64 {
+            eventually("it is begun", || fs::remove_file(&partial).is_ok());
+            fs::write(&partial, b"").unwrap();
+        }
+    };
+    let config = CopyConfig {
+        lanes: 1,
+        ..config()
+    };
+    let failed = push(&config, &[file], from_ref(&node.address), "", &take_away);
+    let failed = failed.unwrap_err().to_string();
+    assert!(failed.contains("another copy"), "{failed}");
+    assert_eq!(names(&node.path("")), [".big.shoal-part"]);
+}
+
+#[test]
+fn folders_on_the_way_are_made_as_any_program_makes_them() {
+    let (node, here) = (Served::new(), Folder::new());
+    let file = here.file("a", b"a");
+    fs::create_dir(here.path("usual")).unwrap();
+    let usual = here.path("usual").metadata().unwrap().mode();
+    node.push(&[&file], "new/sub/").unwrap();
+    for made in ["new", "new/sub"] {
+        assert_eq!(node.path(made).metadata().unwrap().mode(), usual, "{made}");
+    }
+}
+
+#[test]
+fn a_node_gives_only_what_it_was_asked_for() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let here = Folder::new();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let accept = || Channel::accept(listener.accept().unwrap().0, &token(), soon()).unwrap();
+            let mut channel = accept();
+            answer(&mut channel);
+            channel.send(br#""OpenLanes""#).unwrap();
+            let mut lane = accept();
+            answer(&mut lane);
+            channel
+                .send(
+                    br#"{"Entries":[{"path":".bashrc","kind":{"File":{"bytes":1}},"mode":420,"modified":{"seconds":0,"nanoseconds":0}}]}"#,
+                )
+                .unwrap();
+            channel.send(br#"{"EntriesEnd":{"left_out":[]}}"#).unwrap();
+            assert!(answer(&mut channel).contains("Failed"));
+        });
+        let config = CopyConfig {
+            lanes: 1,
+            ..config()
+        };
+        let from = [RelPath::parse("models/weights").unwrap()];
+        let failed = pull(&config, &address, &from, &here.path(""), &|_| {}).unwrap_err();
+        assert!(
+            failed.to_string().contains(".bashrc was not asked for"),
+            "{failed}"
+        );
+    });
+    assert_eq!(names(&here.path("")), [""; 0]);
+}
+
+#[test]
 fn symbolic_links_at_the_destination_lead_nowhere() {
     let (node, here, outside) = (Served::new(), Folder::new(), Folder::new());
     outside.file("victim", b"untouched");
@@ -350,7 +489,7 @@ fn hostile_holders_of_the_token_get_an_answer_and_no_further() {
 
 fn push_order(to: &str) -> String {
     format!(
-        r#"{{"Copy":{{"Push":{{"session":"s{}","lanes":1,"to":{{"path":{to:?},"is_folder":true,"verify":false}},"then":[]}}}}}}"#,
+        r#"{{"Copy":{{"Push":{{"session":"s{}","lanes":1,"to":{{"path":{to:?},"is_folder":true,"verify":false}},"limit_bytes_per_second":null,"then":[]}}}}}}"#,
         fresh()
     )
 }

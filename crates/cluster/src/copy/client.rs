@@ -21,7 +21,7 @@ pub struct CopyConfig {
     pub token: Key,
     /// Data connections, [`LANES_MAX`](super::LANES_MAX) at most.
     pub lanes: u8,
-    /// Most bytes a second that leave the sending machine.
+    /// Most bytes a second that leave any machine.
     pub limit_bytes_per_second: Option<u64>,
     /// Read again what was written before it gets its name.
     pub verify: bool,
@@ -64,15 +64,16 @@ pub fn push(
         session: session.clone(),
         lanes: config.lanes,
         to: destination,
+        limit_bytes_per_second: config.limit_bytes_per_second,
         then: then.to_vec(),
     });
-    let (mut channel, lanes) = connect(node, &config.token, &session, config.lanes, order)?;
+    let (talk, lanes) = connect(node, &config.token, &session, config.lanes, order)?;
     let sending = Sending {
         source: &source,
         limit: config.limit_bytes_per_second.map(Limit::new),
         on_progress,
     };
-    let reports = sender::run(&mut channel, node, &lanes, &sending)?;
+    let reports = sender::run(&talk, &lanes, &sending)?;
     Ok(CopySummary {
         total_bytes: source.manifest.bytes(),
         left_out: source.left_out,
@@ -99,14 +100,18 @@ pub fn pull(
         from: from.to_vec(),
         limit_bytes_per_second: config.limit_bytes_per_second,
     });
-    let (mut channel, lanes) = connect(node, &config.token, &session, config.lanes, order)?;
+    let (talk, lanes) = connect(node, &config.token, &session, config.lanes, order)?;
+    let names = from
+        .iter()
+        .filter_map(|path| Some(path.split_last()?.1.to_owned()));
     let receiving = Receiving {
+        names: Some(names.collect()),
         base: &base,
         destination: &destination,
         free_bytes,
         on_progress,
     };
-    let received = receiver::run(&mut channel, node, &lanes, &receiving, |_| Ok(None))?;
+    let received = receiver::run(&talk, &lanes, &receiving, |_| None)?;
     Ok(CopySummary {
         total_bytes: received.total_bytes,
         left_out: received.left_out,

@@ -8,7 +8,8 @@ use shoal_fabric::Key;
 use shoal_fabric::channel::Channel;
 
 use super::error::CopyError;
-use super::wire::{CopyOrder, Message, expect, out_of_turn};
+use super::talk::Talk;
+use super::wire::{CopyOrder, Message, out_of_turn};
 use crate::control::{Order, encode};
 
 /// Orders a copy and opens its lanes.
@@ -18,9 +19,9 @@ pub(super) fn connect(
     session: &str,
     lanes: u8,
     order: CopyOrder,
-) -> Result<(Channel, Vec<TcpStream>), CopyError> {
-    let mut channel = say(node, token, order)?;
-    match expect(&mut channel, node)? {
+) -> Result<(Talk, Vec<TcpStream>), CopyError> {
+    let talk = Talk::over(say(node, token, order)?, node);
+    match talk.hear()? {
         Message::OpenLanes => {}
         _ => return Err(out_of_turn()),
     }
@@ -29,8 +30,9 @@ pub(super) fn connect(
         let channel = say(node, token, CopyOrder::Lane { session, lane })?;
         bare(channel).map_err(CopyError::Cut)
     });
-    let lanes = lanes.collect::<Result<_, _>>()?;
-    Ok((channel, lanes))
+    let lanes = lanes.collect::<Result<Vec<_>, _>>()?;
+    talk.watch_over(&lanes)?;
+    Ok((talk, lanes))
 }
 
 /// Takes the bare connection of a lane, which may be silent for as long as the other end is busy elsewhere.

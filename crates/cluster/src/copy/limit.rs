@@ -1,5 +1,7 @@
 //! A bound on how fast bytes leave.
 
+use std::io::{self, Write};
+use std::net::TcpStream;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -37,8 +39,19 @@ impl Limit {
     }
 }
 
+/// Writes to a lane, under a limit if there is one.
+pub(super) fn write(limit: Option<&Limit>, mut lane: &TcpStream, bytes: &[u8]) -> io::Result<()> {
+    let Some(limit) = limit else {
+        return lane.write_all(bytes);
+    };
+    bytes.chunks(PIECE_BYTES).try_for_each(|piece| {
+        limit.pass(piece.len());
+        lane.write_all(piece)
+    })
+}
+
 /// Bytes that leave at once under a limit.
-pub(super) const PIECE_BYTES: usize = 64 << 10;
+const PIECE_BYTES: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {

@@ -5,15 +5,17 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt as _};
 use std::sync::{Arc, Mutex};
 
 use cap_fs_ext::{FollowSymlinks, OpenOptionsFollowExt, OpenOptionsSyncExt};
 use cap_std::fs::{Dir, MetadataExt, OpenOptions, OpenOptionsExt};
 use rustix::fs::{FlockOperation, Mode, Timespec, Timestamps};
+use rustix::io::Errno;
 
 use super::error::{CopyError, Doing};
-use super::manifest::{CHUNK_BYTES, Entry, Modified, offset};
+use super::manifest::{CHUNK_BYTES, Entry, MODE_BITS, Modified, offset};
+use super::path::RelPath;
 use super::wire::{Hash, Hashes, Origin, Span};
 
 /// A file that is being received.
@@ -24,8 +26,14 @@ pub(super) struct Partial {
     /// What an earlier attempt has left.
     kept_bytes: u64,
     /// What is to be replaced.
-    old: Option<(File, u64)>,
+    old: Option<Old>,
     chunks: Mutex<Chunks>,
+}
+
+/// A file as it was when it was opened.
+struct Old {
+    file: File,
+    facts: std::fs::Metadata,
 }
 
 struct Chunks {
@@ -49,29 +57,25 @@ impl Partial {
         options.read(true).write(true).create(true).mode(0o600);
         options.follow(FollowSymlinks::No).nonblock(true);
         let partial = partial_name(name);
-        let mut opened = folder.open_with(&partial, &options);
-        if opened
-            .as_ref()
-            .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
-        {
-            // One that had its permissions already when it was cut off.
-            let _ = folder.remove_file(&partial);
-            opened = folder.open_with(&partial, &options);
-        }
+        let opened = folder.open_with(&partial, &options);
         let file = opened.doing("opening the partial file of", path)?;
-        let busy = || CopyError::path(path, "another copy is writing it; wait for that one to end");
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| busy())?;
-        // The copy that held the lock before may have given the file its name, or removed it.
-        let (here, there) = (file.metadata(), folder.symlink_metadata(&partial));
-        let (here, there) = (here.doing("looking at", path)?, there.map_err(|_| busy())?);
-        if (here.dev(), here.ino()) != (there.dev(), there.ino()) {
-            return Err(busy());
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            // File systems without locks; what `is_at` sees is all there is.
+            Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK) => {}
+            Err(Errno::WOULDBLOCK) => return Err(busy(path)),
+            Err(error) => return Err(error).doing("locking the partial file of", path),
         }
+        let file = file.into_std();
+        // The copy that held the lock before may have given the file its name, or removed it.
+        if !is_at(&file, &folder, &partial) {
+            return Err(busy(path));
+        }
+        let here = file.metadata().doing("looking at", path)?;
         if !here.is_file() || here.nlink() != 1 {
             let reason = format!("{partial} is in the way and no partial file; remove it");
             return Err(CopyError::path(path, reason));
         }
-        let file = file.into_std();
         let kept_bytes = here.len().min(entry.bytes());
         file.set_len(kept_bytes).doing("shortening", path)?;
         let old = Self::open_old(&folder, name, entry)?;
@@ -88,7 +92,7 @@ impl Partial {
         })
     }
 
-    fn open_old(folder: &Dir, name: &str, entry: &Entry) -> Result<Option<(File, u64)>, CopyError> {
+    fn open_old(folder: &Dir, name: &str, entry: &Entry) -> Result<Option<Old>, CopyError> {
         match folder.symlink_metadata(name) {
             Ok(facts) if facts.is_file() => {}
             Ok(facts) if facts.is_dir() => {
@@ -108,8 +112,9 @@ impl Partial {
         let Ok(file) = folder.open_with(name, &options) else {
             return Ok(None);
         };
+        let file = file.into_std();
         let facts = file.metadata().doing("looking at", &entry.path)?;
-        Ok(facts.is_file().then(|| (file.into_std(), facts.len())))
+        Ok(facts.is_file().then_some(Old { file, facts }))
     }
 
     /// Hashes what is there of `span`.
@@ -135,7 +140,7 @@ impl Partial {
         match (origin, &self.old) {
             (Origin::Sent, _) => true,
             (Origin::Partial, _) => end <= self.kept_bytes,
-            (Origin::Old, Some((_, bytes))) => end <= *bytes,
+            (Origin::Old, Some(old)) => end <= old.facts.len(),
             (Origin::Old, None) => false,
         }
     }
@@ -169,7 +174,7 @@ impl Partial {
         into: &mut [u8],
     ) -> Result<(), CopyError> {
         let file = match (origin, &self.old) {
-            (Origin::Old, Some((old, _))) => old,
+            (Origin::Old, Some(old)) => &old.file,
             _ => &self.file,
         };
         file.read_exact_at(into, offset(chunk))
@@ -197,21 +202,29 @@ impl Partial {
             .claimed
             .iter()
             .all(|it| matches!(it, Some((Origin::Old, _))));
-        if let Some((old, bytes)) = &self.old
+        let partial = partial_name(&self.name);
+        if let Some(old) = &self.old
             && all_old
-            && *bytes == entry.bytes()
+            && old.facts.len() == entry.bytes()
+            && old.is_as_it_was()
+            // Somebody else's can have its permissions set by nobody here; then it is replaced.
+            && (old.is_dressed(entry) || dress(&old.file, entry).is_ok())
         {
-            dress(old, entry)?;
-            self.folder
-                .remove_file(partial_name(&self.name))
-                .doing("removing the partial file of", path)?;
+            self.check_place(entry)?;
+            let removed = self.folder.remove_file(partial);
+            removed.doing("removing the partial file of", path)?;
             return Ok(Outcome::Unchanged);
         }
         let mut buffer = vec![0; CHUNK_BYTES];
         for (chunk, claimed) in (0..).zip(&chunks.claimed) {
-            if matches!(claimed, Some((Origin::Old, _))) {
+            if let Some((Origin::Old, hash)) = claimed {
                 let bytes = &mut buffer[..entry.chunk_bytes(chunk)];
                 self.read(Origin::Old, entry, chunk, bytes)?;
+                // It was looked at long ago.
+                if hash != blake3::hash(bytes).as_bytes() {
+                    let reason = "what it replaces was written to meanwhile; copy again";
+                    return Err(CopyError::path(path, reason));
+                }
                 self.write(entry, chunk, bytes)?;
             }
         }
@@ -233,13 +246,56 @@ impl Partial {
                 }
             }
         }
-        dress(&self.file, entry)?;
-        let renamed = self
-            .folder
-            .rename(partial_name(&self.name), &self.folder, &self.name);
+        self.check_place(entry)?;
+        let renamed = self.folder.rename(partial, &self.folder, &self.name);
         renamed.doing("naming", path)?;
+        // Not before: a partial file that may not be written to could not be opened again after a cut.
+        dress(&self.file, entry)?;
         Ok(Outcome::Written)
     }
+
+    /// Refuses when the partial file's name is another file's by now.
+    fn check_place(&self, entry: &Entry) -> Result<(), CopyError> {
+        match is_at(&self.file, &self.folder, &partial_name(&self.name)) {
+            true => Ok(()),
+            false => Err(busy(&entry.path)),
+        }
+    }
+}
+
+impl Old {
+    fn is_as_it_was(&self) -> bool {
+        let facts = self.file.metadata();
+        facts.is_ok_and(|it| {
+            (it.len(), it.mtime(), it.mtime_nsec())
+                == (
+                    self.facts.len(),
+                    self.facts.mtime(),
+                    self.facts.mtime_nsec(),
+                )
+        })
+    }
+
+    fn is_dressed(&self, entry: &Entry) -> bool {
+        let Modified {
+            seconds,
+            nanoseconds,
+        } = entry.modified;
+        self.facts.mode() & MODE_BITS == entry.mode
+            && (self.facts.mtime(), self.facts.mtime_nsec()) == (seconds, nanoseconds.into())
+    }
+}
+
+/// Says whether `name` in `folder` is this very file.
+fn is_at(file: &File, folder: &Dir, name: &str) -> bool {
+    let (here, there) = (file.metadata(), folder.symlink_metadata(name));
+    here.is_ok_and(|here| {
+        there.is_ok_and(|there| (here.dev(), here.ino()) == (there.dev(), there.ino()))
+    })
+}
+
+fn busy(path: &RelPath) -> CopyError {
+    CopyError::path(path, "another copy is writing it; wait for that one to end")
 }
 
 /// Sets permissions and time.

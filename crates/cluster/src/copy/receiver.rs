@@ -1,27 +1,27 @@
 //! The receiving end: says what it has, writes what it lacks, hands it on to the next node if there is one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Read};
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 
-use shoal_fabric::channel::Channel;
-
 use super::error::CopyError;
 use super::manifest::{CHUNK_BYTES, ENTRIES_MAX, Entry, Manifest};
 use super::partial::{Outcome, Partial};
 use super::relay::{Relay, RelayLane};
-use super::sender::hang_up;
+use super::talk::Talk;
 use super::tree::Tree;
 use super::wire::{
-    Destination, FRAME_BYTES, Frame, Message, Origin, SPAN_CHUNKS, Span, expect, out_of_turn, send,
+    Destination, FRAME_BYTES, Frame, Hashes, Message, Origin, SPAN_CHUNKS, Span, out_of_turn,
 };
 use super::{CopyReport, OnProgress, Progress};
 
 /// Where what is received goes.
 pub(super) struct Receiving<'a> {
+    /// What was asked for; a sender that was not asked for anything chooses the names itself.
+    pub(super) names: Option<HashSet<String>>,
     pub(super) base: &'a Path,
     pub(super) destination: &'a Destination,
     pub(super) free_bytes: fn(&Path) -> io::Result<u64>,
@@ -40,13 +40,14 @@ struct Reception<'a> {
     receiving: &'a Receiving<'a>,
     manifest: &'a Manifest,
     tree: Tree,
-    open: Mutex<HashMap<u32, Arc<Partial>>>,
+    files: usize,
     state: Mutex<State>,
     moved: Condvar,
 }
 
 struct State {
-    files_missing: usize,
+    open: HashMap<u32, Arc<Partial>>,
+    done: HashSet<u32>,
     lanes_open: usize,
     done_bytes: u64,
     report: CopyReport,
@@ -55,34 +56,29 @@ struct State {
 
 /// Receives everything. `relay` connects to the next node once the manifest is known.
 pub(super) fn run(
-    channel: &mut Channel,
-    peer: &str,
+    talk: &Talk,
     lanes: &[TcpStream],
     receiving: &Receiving<'_>,
-    relay: impl FnOnce(&Manifest) -> Result<Option<Relay>, CopyError>,
+    relay: impl FnOnce(&Manifest) -> Option<Relay>,
 ) -> Result<Received, CopyError> {
-    let outcome = converse(channel, peer, lanes, receiving, relay);
-    if let Err(error) = &outcome {
-        hang_up(channel, lanes, error);
-    }
-    outcome
+    converse(talk, lanes, receiving, relay).inspect_err(|error| talk.hang_up(error))
 }
 
 fn converse(
-    channel: &mut Channel,
-    peer: &str,
+    talk: &Talk,
     lanes: &[TcpStream],
     receiving: &Receiving<'_>,
-    relay: impl FnOnce(&Manifest) -> Result<Option<Relay>, CopyError>,
+    relay: impl FnOnce(&Manifest) -> Option<Relay>,
 ) -> Result<Received, CopyError> {
-    let (manifest, left_out) = listen(channel, peer)?;
+    let (manifest, left_out) = listen(talk, receiving.names.as_ref())?;
     let tree = Tree::open(receiving.base, receiving.destination, &manifest)?;
     tree.check_space(&manifest, receiving.free_bytes)?;
     tree.make_folders(&manifest)?;
-    let mut relay = relay(&manifest)?;
-    send(channel, &Message::Ready)?;
+    let mut relay = relay(&manifest);
+    talk.say(&Message::Ready)?;
     let state = State {
-        files_missing: manifest.files().count(),
+        open: HashMap::new(),
+        done: HashSet::new(),
         lanes_open: lanes.len(),
         done_bytes: 0,
         report: CopyReport::default(),
@@ -92,7 +88,7 @@ fn converse(
         receiving,
         manifest: &manifest,
         tree,
-        open: Mutex::default(),
+        files: manifest.files().count(),
         state: Mutex::new(state),
         moved: Condvar::new(),
     };
@@ -104,11 +100,9 @@ fn converse(
             let reception = &reception;
             scope.spawn(move || reception.work(lane, relay_lane));
         }
-        let obeyed = reception.obey(channel, peer, &mut relay);
+        let obeyed = reception.obey(talk, relay.as_ref());
         if obeyed.is_err() {
-            for lane in lanes {
-                let _ = lane.shutdown(Shutdown::Both);
-            }
+            talk.close_lanes();
             if let Some(relay) = &relay {
                 relay.close();
             }
@@ -119,7 +113,9 @@ fn converse(
     if let Some(relay) = relay {
         reports.extend(relay.finish());
     }
-    send(channel, &Message::Done(reports.clone()))?;
+    talk.say(&Message::Done(reports.clone()))?;
+    // A sign of life that comes after this end has gone would take the news back.
+    talk.hear_out();
     Ok(Received {
         reports,
         left_out,
@@ -127,12 +123,22 @@ fn converse(
     })
 }
 
-fn listen(channel: &mut Channel, peer: &str) -> Result<(Manifest, Vec<String>), CopyError> {
-    let mut entries = Vec::new();
+fn listen(
+    talk: &Talk,
+    names: Option<&HashSet<String>>,
+) -> Result<(Manifest, Vec<String>), CopyError> {
+    let mut entries: Vec<Entry> = Vec::new();
     loop {
-        match expect(channel, peer)? {
+        match talk.hear()? {
             Message::Entries(more) if entries.len() + more.len() <= ENTRIES_MAX => {
-                entries.extend(more)
+                let first = |entry: &Entry| entry.path.split_first().0.to_owned();
+                if let Some(names) = names
+                    && let Some(entry) = more.iter().find(|it| !names.contains(&first(it)))
+                {
+                    let reason = format!("{} was not asked for", entry.path);
+                    return Err(CopyError::Protocol(reason));
+                }
+                entries.extend(more);
             }
             Message::EntriesEnd { left_out } => return Ok((Manifest::new(entries)?, left_out)),
             _ => return Err(out_of_turn()),
@@ -145,41 +151,34 @@ impl Reception<'_> {
         self.state.lock().expect("no panic under this lock")
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<u32, Arc<Partial>>> {
-        self.open.lock().expect("no panic under this lock")
-    }
-
     /// Answers the sender until it has sent everything.
-    fn obey(
-        &self,
-        channel: &mut Channel,
-        peer: &str,
-        relay: &mut Option<Relay>,
-    ) -> Result<(), CopyError> {
+    fn obey(&self, talk: &Talk, relay: Option<&Relay>) -> Result<(), CopyError> {
         loop {
-            let heard = expect(channel, peer);
-            if let Some(error) = self.state().failed.take() {
-                return Err(error);
-            }
-            match heard? {
-                Message::Prepare(span) => {
-                    // The next node hashes at the same time.
-                    if let Some(relay) = relay {
-                        relay.ask(span);
-                    }
-                    let [partial, old] = self.prepare(span)?;
-                    if let Some(relay) = relay {
-                        relay.hear(span);
-                    }
-                    send(channel, &Message::Offer { partial, old })?;
+            let heard = talk.hear();
+            let failed = self.state().failed.take();
+            match (failed, heard) {
+                // Where a lane was cut the sender knows why.
+                (Some(CopyError::Cut(_)), Err(told)) => return Err(told),
+                (Some(error @ CopyError::Cut(_)), Ok(_)) => {
+                    return Err(talk.hear_out().unwrap_or(error));
                 }
-                Message::Finish => return self.finish(),
-                _ => return Err(out_of_turn()),
+                (Some(error), _) => return Err(error),
+                (None, heard) => match heard? {
+                    Message::Prepare(span) => {
+                        // The next node hashes at the same time.
+                        relay.inspect(|relay| relay.ask(span));
+                        let [partial, old] = self.prepare(span)?;
+                        relay.inspect(|relay| relay.hear(span));
+                        talk.say(&Message::Offer { partial, old })?;
+                    }
+                    Message::Finish => return self.finish(talk),
+                    _ => return Err(out_of_turn()),
+                },
             }
         }
     }
 
-    fn prepare(&self, span: Span) -> Result<[super::wire::Hashes; 2], CopyError> {
+    fn prepare(&self, span: Span) -> Result<[Hashes; 2], CopyError> {
         let protocol = |reason: &str| CopyError::Protocol(format!("{reason} ({span:?})"));
         let entry = self
             .manifest
@@ -193,52 +192,63 @@ impl Reception<'_> {
             return Err(protocol("no such chunks"));
         }
         if span.first == 0 {
-            let mut open = self.open();
-            if open.len() >= OPEN_MAX || open.contains_key(&span.file) {
-                return Err(protocol("a file too many"));
+            let state = self.wait_for_room();
+            if state.open.contains_key(&span.file) || state.done.contains(&span.file) {
+                return Err(protocol("a file that was sent before"));
             }
+            drop(state);
             let partial = self.tree.partial(entry)?;
             if span.count == 0 {
-                drop(open);
-                self.finish_file(entry, &partial)?;
+                self.finish_file(span.file, entry, &partial)?;
                 return Ok(Default::default());
             }
-            open.insert(span.file, Arc::new(partial));
+            self.state().open.insert(span.file, Arc::new(partial));
         }
-        let partial = self.open().get(&span.file).cloned();
+        let partial = self.state().open.get(&span.file).cloned();
         partial
             .ok_or_else(|| protocol("a file that is not open"))?
             .offer(entry, span)
     }
 
-    fn finish_file(&self, entry: &Entry, partial: &Partial) -> Result<(), CopyError> {
+    /// Waits until another file may be open. Those that are need no answer any more, so that the lanes finish them.
+    fn wait_for_room(&self) -> MutexGuard<'_, State> {
+        let full = |state: &mut State| {
+            state.open.len() >= OPEN_MAX && state.lanes_open > 0 && state.failed.is_none()
+        };
+        let waited = self.moved.wait_while(self.state(), full);
+        waited.expect("no panic under this lock")
+    }
+
+    fn finish_file(&self, file: u32, entry: &Entry, partial: &Partial) -> Result<(), CopyError> {
         let outcome = partial.finish(entry, self.receiving.destination.verify)?;
         let mut state = self.state();
         match outcome {
             Outcome::Written => state.report.files_written += 1,
             Outcome::Unchanged => state.report.files_unchanged += 1,
         }
-        // A file that is sent twice is caught before: its partial file is not there any more.
-        state.files_missing = state.files_missing.saturating_sub(1);
+        state.open.remove(&file);
+        state.done.insert(file);
         self.moved.notify_all();
         Ok(())
     }
 
-    fn finish(&self) -> Result<(), CopyError> {
-        let mut state = self.state();
-        while state.files_missing > 0 && state.lanes_open > 0 && state.failed.is_none() {
-            state = self.moved.wait(state).expect("no panic under this lock");
-        }
-        if let Some(error) = state.failed.take() {
-            return Err(error);
-        }
-        if state.files_missing > 0 {
-            return Err(CopyError::Protocol(
-                "it ended before all was sent".to_owned(),
-            ));
-        }
+    fn finish(&self, talk: &Talk) -> Result<(), CopyError> {
+        let under_way = |state: &mut State| {
+            state.done.len() < self.files && state.lanes_open > 0 && state.failed.is_none()
+        };
+        let waited = self.moved.wait_while(self.state(), under_way);
+        let mut state = waited.expect("no panic under this lock");
+        let ended = || CopyError::Protocol("it ended before all was sent".to_owned());
+        let failed = state.failed.take();
+        let failed = failed.or_else(|| (state.done.len() < self.files).then(ended));
         drop(state);
-        self.tree.finish(self.manifest)
+        match failed {
+            Some(error @ (CopyError::Cut(_) | CopyError::Protocol(_))) => {
+                Err(talk.hear_out().unwrap_or(error))
+            }
+            Some(error) => Err(error),
+            None => self.tree.finish(self.manifest),
+        }
     }
 
     fn work(&self, mut lane: &TcpStream, mut relay: Option<RelayLane>) {
@@ -280,7 +290,8 @@ impl Reception<'_> {
         } = frame;
         let unexpected = || CopyError::Protocol("a chunk of a file that is not open".to_owned());
         let entry = self.manifest.file(file).ok_or_else(unexpected)?;
-        let partial = self.open().get(&file).cloned().ok_or_else(unexpected)?;
+        let partial = self.state().open.get(&file).cloned();
+        let partial = partial.ok_or_else(unexpected)?;
         partial.claim(entry, chunk, origin, hash)?;
         let bytes = entry.chunk_bytes(chunk);
         if frame.bytes as usize != bytes {
@@ -317,12 +328,11 @@ impl Reception<'_> {
             total_bytes: self.manifest.bytes(),
         });
         if partial.complete() {
-            self.open().remove(&file);
-            self.finish_file(entry, &partial)?;
+            self.finish_file(file, entry, &partial)?;
         }
         Ok(())
     }
 }
 
-/// Files received at once; more than a sender of ours has under way.
-const OPEN_MAX: usize = 128;
+/// Files received at once. Each has up to three descriptors: what arrives, what it replaces, the folder.
+const OPEN_MAX: usize = 32;

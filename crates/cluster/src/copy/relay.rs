@@ -4,23 +4,20 @@
 //! lacks it. A next node that fails takes nothing from this one: its failure is told at the end.
 
 use std::collections::HashMap;
-use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex};
 
-use shoal_fabric::channel::Channel;
-
 use super::CopyReport;
 use super::error::CopyError;
+use super::limit::{self, Limit};
 use super::manifest::Manifest;
 use super::sender::{announce, origin, reason};
-use super::wire::{
-    FRAME_BYTES, Frame, Hashes, Message, Origin, SPAN_CHUNKS, Span, expect, out_of_turn, send,
-};
+use super::talk::Talk;
+use super::wire::{FRAME_BYTES, Frame, Hashes, Message, Origin, SPAN_CHUNKS, Span, out_of_turn};
 
-/// The connection to the next node.
+/// The connection to the next node, whether there is one or not: what became of it is in the reports.
 pub(super) struct Relay {
-    channel: Channel,
+    talk: Option<Talk>,
     node: String,
     /// How many nodes are behind the next one.
     behind: usize,
@@ -36,6 +33,7 @@ pub(super) struct RelayLane {
 
 #[derive(Default)]
 struct Shared {
+    limit: Option<Limit>,
     /// By file and number of the span.
     offers: Mutex<HashMap<(u32, u32), Offered>>,
     broken: Mutex<Option<CopyError>>,
@@ -72,20 +70,28 @@ impl Shared {
 impl Relay {
     /// Tells the next node the manifest.
     pub(super) fn new(
-        mut channel: Channel,
+        link: Result<(Talk, Vec<TcpStream>), CopyError>,
         node: String,
         behind: usize,
-        lanes: Vec<TcpStream>,
+        limit: Option<Limit>,
         manifest: &Manifest,
-    ) -> Result<Self, CopyError> {
-        announce(&mut channel, &node, manifest, &[])?;
-        Ok(Self {
-            channel,
+    ) -> Self {
+        let shared = Shared {
+            limit,
+            ..Shared::default()
+        };
+        let announced = link.and_then(|(talk, lanes)| {
+            announce(&talk, manifest, &[])?;
+            Ok((talk, lanes))
+        });
+        let (talk, lanes) = shared.note(announced).unzip();
+        Self {
+            talk,
             node,
             behind,
-            lanes,
-            shared: Arc::default(),
-        })
+            lanes: lanes.unwrap_or_default(),
+            shared: Arc::new(shared),
+        }
     }
 
     pub(super) fn take_lanes(&mut self) -> Vec<RelayLane> {
@@ -99,18 +105,17 @@ impl Relay {
         lanes.flatten().collect()
     }
 
-    pub(super) fn ask(&mut self, span: Span) {
-        if !self.shared.is_broken() {
-            let asked = send(&mut self.channel, &Message::Prepare(span));
-            self.shared.note(asked);
+    pub(super) fn ask(&self, span: Span) {
+        if let Some(talk) = self.sound() {
+            self.shared.note(talk.say(&Message::Prepare(span)));
         }
     }
 
-    pub(super) fn hear(&mut self, span: Span) {
-        if self.shared.is_broken() {
+    pub(super) fn hear(&self, span: Span) {
+        let Some(talk) = self.sound() else {
             return;
-        }
-        let offer = match expect(&mut self.channel, &self.node) {
+        };
+        let offer = match talk.hear() {
             Ok(Message::Offer { partial, old }) => Ok([partial, old]),
             Ok(_) => Err(out_of_turn()),
             Err(error) => Err(error),
@@ -127,25 +132,30 @@ impl Relay {
         }
     }
 
+    fn sound(&self) -> Option<&Talk> {
+        self.talk.as_ref().filter(|_| !self.shared.is_broken())
+    }
+
     /// Ends the connection without a word, as this end does not know any more what to say.
     pub(super) fn close(&self) {
-        for lane in &self.lanes {
-            let _ = lane.shutdown(Shutdown::Both);
+        if let Some(talk) = &self.talk {
+            talk.close_lanes();
         }
     }
 
     /// Returns the reports of the nodes behind, once they have everything.
-    pub(super) fn finish(mut self) -> Vec<CopyReport> {
+    pub(super) fn finish(self) -> Vec<CopyReport> {
         let broken = self
             .shared
             .broken
             .lock()
             .expect("no panic under this lock")
             .take();
-        let outcome = match broken {
-            Some(error) => Err(reason(error, &mut self.channel, &self.node, &self.lanes)),
-            None => send(&mut self.channel, &Message::Finish)
-                .and_then(|()| expect(&mut self.channel, &self.node)),
+        let outcome = match (broken, &self.talk) {
+            (Some(error), Some(talk)) => Err(reason(error, talk)),
+            (Some(error), None) => Err(error),
+            (None, Some(talk)) => talk.say(&Message::Finish).and_then(|()| talk.hear()),
+            (None, None) => Err(out_of_turn()),
         };
         let error = match outcome {
             Ok(Message::Done(reports)) if reports.len() == self.behind + 1 => return reports,
@@ -191,7 +201,8 @@ impl RelayLane {
         } else {
             &buffer[..FRAME_BYTES]
         };
-        let written = self.lane.write_all(out).map_err(CopyError::Cut);
+        let written = limit::write(self.shared.limit.as_ref(), &self.lane, out);
+        let written = written.map_err(CopyError::Cut);
         self.shared.note(written);
         Ok(())
     }

@@ -2,22 +2,19 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::thread;
-use std::time::{Duration, Instant};
-
-use shoal_fabric::channel::Channel;
 
 use super::error::CopyError;
-use super::limit::{Limit, PIECE_BYTES};
+use super::limit::{self, Limit};
 use super::manifest::{CHUNK_BYTES, Manifest};
 use super::source::Source;
+use super::talk::Talk;
 use super::wire::{
     ENTRIES_PER_MESSAGE, FRAME_BYTES, Frame, Hash, Hashes, Message, Origin, SPAN_CHUNKS, Span,
-    expect, heard, out_of_turn, send,
+    out_of_turn,
 };
 use super::{CopyReport, OnProgress, Progress};
 
@@ -50,46 +47,29 @@ struct Crew<'a> {
 
 /// Sends everything; returns what each receiving node says of it.
 pub(super) fn run(
-    channel: &mut Channel,
-    peer: &str,
+    talk: &Talk,
     lanes: &[TcpStream],
     sending: &Sending<'_>,
 ) -> Result<Vec<CopyReport>, CopyError> {
-    let outcome = converse(channel, peer, lanes, sending);
-    if let Err(error) = &outcome {
-        hang_up(channel, lanes, error);
-    }
-    outcome
-}
-
-/// Tells the other end why this one stops, and hears it out: closing at once could take the news back.
-pub(super) fn hang_up(channel: &mut Channel, lanes: &[TcpStream], error: &CopyError) {
-    for lane in lanes {
-        let _ = lane.shutdown(Shutdown::Both);
-    }
-    if matches!(error, CopyError::Node { .. } | CopyError::Connection(_)) {
-        return;
-    }
-    let reason = error.to_string();
-    let until = Instant::now() + FAREWELL_TIME_MAX;
-    if send(channel, &Message::Failed { reason }).is_ok() {
-        while channel.recv(Some(until)).is_ok() {}
-    }
+    converse(talk, lanes, sending).inspect_err(|error| talk.hang_up(error))
 }
 
 /// Tells the manifest and waits until the receiver is ready for its files.
 pub(super) fn announce(
-    channel: &mut Channel,
-    peer: &str,
+    talk: &Talk,
     manifest: &Manifest,
     left_out: &[String],
 ) -> Result<(), CopyError> {
     for entries in manifest.entries().chunks(ENTRIES_PER_MESSAGE) {
-        send(channel, &Message::Entries(entries.to_vec()))?;
+        talk.say(&Message::Entries(entries.to_vec()))?;
     }
-    let left_out = left_out.iter().take(ENTRIES_PER_MESSAGE).cloned().collect();
-    send(channel, &Message::EntriesEnd { left_out })?;
-    match expect(channel, peer)? {
+    let mut named: Vec<_> = left_out.iter().take(ENTRIES_PER_MESSAGE).cloned().collect();
+    let unnamed = left_out.len() - named.len();
+    if unnamed > 0 {
+        named.push(format!("{unnamed} more"));
+    }
+    talk.say(&Message::EntriesEnd { left_out: named })?;
+    match talk.hear()? {
         Message::Ready => Ok(()),
         _ => Err(out_of_turn()),
     }
@@ -108,41 +88,21 @@ pub(super) fn origin(offer: &[Hashes; 2], index: u32, hash: &Hash) -> Origin {
 }
 
 /// Where a lane was cut the receiver knows why, and says so when it is told that this was all.
-pub(super) fn reason(
-    error: CopyError,
-    channel: &mut Channel,
-    peer: &str,
-    lanes: &[TcpStream],
-) -> CopyError {
+pub(super) fn reason(error: CopyError, talk: &Talk) -> CopyError {
     if !matches!(error, CopyError::Cut(_)) {
         return error;
     }
-    for lane in lanes {
-        let _ = lane.shutdown(Shutdown::Both);
-    }
-    let until = Instant::now() + FAREWELL_TIME_MAX;
-    if send(channel, &Message::Finish).is_ok() {
-        while let Ok(bytes) = channel.recv(Some(until)) {
-            if let Err(told) = heard(&bytes, peer) {
-                return told;
-            }
-        }
-    }
-    error
+    talk.close_lanes();
+    let asked = talk.say(&Message::Finish);
+    asked.ok().and_then(|()| talk.hear_out()).unwrap_or(error)
 }
 
 fn converse(
-    channel: &mut Channel,
-    peer: &str,
+    talk: &Talk,
     lanes: &[TcpStream],
     sending: &Sending<'_>,
 ) -> Result<Vec<CopyReport>, CopyError> {
-    announce(
-        channel,
-        peer,
-        &sending.source.manifest,
-        &sending.source.left_out,
-    )?;
+    announce(talk, &sending.source.manifest, &sending.source.left_out)?;
     let crew = Crew {
         sending,
         line: Mutex::new(Line {
@@ -157,12 +117,10 @@ fn converse(
         for lane in lanes {
             scope.spawn(|| crew.work(lane));
         }
-        let fed = crew.feed(channel, peer, lanes);
+        let fed = crew.feed(talk);
         if fed.is_err() {
             // Lanes may be held up by a receiver that has stopped.
-            for lane in lanes {
-                let _ = lane.shutdown(Shutdown::Both);
-            }
+            talk.close_lanes();
         }
         let mut line = crew.line();
         line.closed = true;
@@ -175,10 +133,10 @@ fn converse(
     })?;
     let failed = crew.line().failed.take();
     if let Some(error) = failed {
-        return Err(reason(error, channel, peer, lanes));
+        return Err(reason(error, talk));
     }
-    send(channel, &Message::Finish)?;
-    match expect(channel, peer)? {
+    talk.say(&Message::Finish)?;
+    match talk.hear()? {
         Message::Done(reports) => Ok(reports),
         _ => Err(out_of_turn()),
     }
@@ -190,25 +148,20 @@ impl Crew<'_> {
     }
 
     /// Asks ahead what the receiver has, and lines the answers up for the lanes.
-    fn feed(
-        &self,
-        channel: &mut Channel,
-        peer: &str,
-        lanes: &[TcpStream],
-    ) -> Result<(), CopyError> {
+    fn feed(&self, talk: &Talk) -> Result<(), CopyError> {
         let mut spans = spans(&self.sending.source.manifest);
         let mut asked = VecDeque::new();
         loop {
             while asked.len() < ASKED_MAX
                 && let Some(span) = spans.next()
             {
-                send(channel, &Message::Prepare(span))?;
+                talk.say(&Message::Prepare(span))?;
                 asked.push_back(span);
             }
             let Some(span) = asked.pop_front() else {
                 return Ok(());
             };
-            let Message::Offer { partial, old } = expect(channel, peer)? else {
+            let Message::Offer { partial, old } = talk.hear()? else {
                 return Err(out_of_turn());
             };
             let mut line = self.line();
@@ -217,7 +170,7 @@ impl Crew<'_> {
             }
             if let Some(error) = line.failed.take() {
                 drop(line);
-                return Err(reason(error, channel, peer, lanes));
+                return Err(reason(error, talk));
             }
             if span.count > 0 {
                 line.waiting.push_back(Work {
@@ -310,23 +263,13 @@ impl Crew<'_> {
             Origin::Sent => &buffer[..FRAME_BYTES + bytes],
             Origin::Partial | Origin::Old => &buffer[..FRAME_BYTES],
         };
-        self.write(lane, out).map_err(CopyError::Cut)?;
+        limit::write(self.sending.limit.as_ref(), lane, out).map_err(CopyError::Cut)?;
         let done_bytes = self.done_bytes.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
         (self.sending.on_progress)(Progress {
             done_bytes,
             total_bytes: source.manifest.bytes(),
         });
         Ok(())
-    }
-
-    fn write(&self, mut lane: &TcpStream, bytes: &[u8]) -> io::Result<()> {
-        let Some(limit) = &self.sending.limit else {
-            return lane.write_all(bytes);
-        };
-        bytes.chunks(PIECE_BYTES).try_for_each(|piece| {
-            limit.pass(piece.len());
-            lane.write_all(piece)
-        })
     }
 }
 
@@ -346,7 +289,5 @@ pub(super) fn spans(manifest: &Manifest) -> impl Iterator<Item = Span> {
 
 /// Spans asked for ahead, so that small files do not wait for a round trip each.
 const ASKED_MAX: usize = 16;
-/// Spans that wait for a lane. With those asked for it bounds the files that the receiver has open.
+/// Spans that wait for a lane.
 const WAITING_MAX: usize = 16;
-/// How long an end that stops listens for what the other has to say.
-const FAREWELL_TIME_MAX: Duration = Duration::from_secs(2);

@@ -145,12 +145,9 @@ impl Source {
             }),
             outcome => outcome.doing("reading", &entry.path),
         }?;
-        if chunk + 1 == entry.chunks() {
-            let facts = file.metadata().map(Metadata::from_just_metadata);
-            let facts = facts.doing("reading", &entry.path)?;
-            check(entry, true, facts.len(), modified(&facts))?;
-        }
-        Ok(())
+        let facts = file.metadata().map(Metadata::from_just_metadata);
+        let facts = facts.doing("reading", &entry.path)?;
+        check(entry, true, facts.len(), modified(&facts))
     }
 }
 
@@ -196,12 +193,16 @@ impl Walk {
                 )?);
             }
             names.sort_unstable();
-            for name in names.iter().filter(|name| !is_partial_name(name)) {
+            for name in names {
+                if is_partial_name(&name) {
+                    self.left_out.push(format!("{}/{name}", path.as_str()));
+                    continue;
+                }
                 let below = RelPath::try_from(format!("{}/{name}", path.as_str()));
                 self.add(
                     &dir,
-                    name,
-                    below.map_err(|why| CopyError::path(name, why))?,
+                    &name,
+                    below.map_err(|why| CopyError::path(&name, why))?,
                     top,
                 )?;
             }

@@ -1,16 +1,17 @@
 //! The folder that files are received into. No path and no symbolic link leads out of it.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use cap_fs_ext::DirExt;
 use cap_std::ambient_authority;
-use cap_std::fs::{Dir, DirBuilder, DirBuilderExt, Metadata};
-use rustix::fs::AtFlags;
+use cap_std::fs::{Dir, DirBuilder, DirBuilderExt, Metadata, MetadataExt};
+use rustix::fs::{AtFlags, Mode, RawMode};
 
 use super::error::{CopyError, Doing};
-use super::manifest::{Entry, Kind, Manifest};
+use super::manifest::{Entry, Kind, MODE_BITS, Manifest};
 use super::partial::{Partial, dress, partial_name, timestamps};
 use super::path::RelPath;
 use super::wire::Destination;
@@ -43,10 +44,7 @@ impl Tree {
         };
         let there = tree.look(&tree.to)?;
         if there.as_ref().is_some_and(Metadata::is_symlink) {
-            return Err(CopyError::path(
-                &tree.to,
-                "is a symbolic link at the destination, which shoal cp does not follow; name what it leads to",
-            ));
+            return Err(is_link(&tree.to, tree.to.as_str()));
         }
         let goes_into = destination.is_folder || manifest.tops() != 1;
         tree.renamed = !goes_into && !there.is_some_and(|it| it.is_dir());
@@ -65,22 +63,22 @@ impl Tree {
             let Some((folder, name)) = place.split_last() else {
                 continue;
             };
-            let bytes_of = |name: &str| -> Result<u64, CopyError> {
+            let file = |name: &str| -> Result<Option<Metadata>, CopyError> {
                 let path = folder.join(&RelPath::try_from(name.to_owned()).unwrap_or_default());
-                Ok(self
-                    .look(&path)?
-                    .filter(Metadata::is_file)
-                    .map_or(0, |it| it.len()))
+                Ok(self.look(&path)?.filter(Metadata::is_file))
             };
             // One of the same size is most likely the same. If it is not, the disk itself tells in time.
-            if bytes_of(name)? != entry.bytes() {
-                needed_bytes += entry.bytes().saturating_sub(bytes_of(&partial_name(name))?);
+            if file(name)?.map_or(0, |it| it.len()) != entry.bytes() {
+                // A partial file may have holes.
+                let there = file(&partial_name(name))?;
+                let there = there.map_or(0, |it| it.len().min(it.blocks() * BLOCK_BYTES));
+                needed_bytes += entry.bytes().saturating_sub(there);
             }
         }
-        let free_bytes = free_bytes(&self.base_path)
-            .doing("looking up the free space of", self.base_path.display())?;
+        let folder = self.deepest()?;
+        let free_bytes =
+            free_bytes(&folder).doing("looking up the free space of", folder.display())?;
         if free_bytes < needed_bytes {
-            let folder = self.base_path.clone();
             return Err(CopyError::NoSpace {
                 folder,
                 needed_bytes,
@@ -90,27 +88,53 @@ impl Tree {
         Ok(())
     }
 
-    /// Makes all folders.
+    /// Makes all folders. Those of the copy get their permissions when they are filled.
     pub(super) fn make_folders(&self, manifest: &Manifest) -> Result<(), CopyError> {
-        let above = if self.renamed {
-            self.to.split_last().map(|(above, _)| above)
-        } else {
-            Some(self.to.clone())
-        };
-        self.folder(&above.unwrap_or_default(), true)?;
+        self.folder(&self.above(), Some(0o777))?;
         for entry in manifest.entries() {
             if entry.kind == Kind::Folder {
-                self.folder(&self.place(entry), true)?;
+                let folder = self.folder(&self.place(entry), Some(0o700))?;
+                self.open_for_writing(&folder, entry)?;
             }
         }
         Ok(())
+    }
+
+    /// Lets this user write into a folder that an earlier copy has made for reading only.
+    fn open_for_writing(&self, folder: &Dir, entry: &Entry) -> Result<(), CopyError> {
+        let facts = folder.dir_metadata().doing("looking at", &entry.path)?;
+        if facts.mode() & 0o300 == 0o300 {
+            return Ok(());
+        }
+        let mode = Mode::from_raw_mode((facts.mode() & MODE_BITS | 0o700) as RawMode);
+        rustix::fs::chmodat(folder, ".", mode, AtFlags::empty())
+            .doing("setting the permissions of", &entry.path)
+    }
+
+    /// The folder that everything goes into.
+    fn above(&self) -> RelPath {
+        match self.to.split_last() {
+            Some((above, _)) if self.renamed => above,
+            _ => self.to.clone(),
+        }
+    }
+
+    /// The folder that there is, on the way to where everything goes: what it is mounted from is what is filled.
+    fn deepest(&self) -> Result<PathBuf, CopyError> {
+        let mut folder = self.above();
+        while let Some((above, _)) = folder.split_last()
+            && self.look(&folder)?.is_none()
+        {
+            folder = above;
+        }
+        Ok(self.base_path.join(folder.as_str()))
     }
 
     /// Opens the partial file of a file.
     pub(super) fn partial(&self, entry: &Entry) -> Result<Partial, CopyError> {
         let place = self.place(entry);
         let (folder, name) = place.split_last().ok_or_else(|| nameless(entry))?;
-        Partial::open(self.folder(&folder, false)?, name, entry)
+        Partial::open(self.folder(&folder, None)?, name, entry)
     }
 
     /// Makes the links, and sets permissions and times of folders, when all files are there: a folder that may not be
@@ -124,19 +148,26 @@ impl Tree {
         // From the inside out: what is done in a folder changes its time.
         for entry in manifest.entries().iter().rev() {
             if entry.kind == Kind::Folder {
-                let folder = self.folder(&self.place(entry), false)?;
-                // Walking down opens folders as places only; this opens it as what it is.
-                let folder = folder.open(".").doing("opening", &entry.path)?;
+                let folder = self.written(&self.place(entry))?;
                 dress(&folder, entry)?;
             }
         }
-        Ok(())
+        self.written(&self.above()).map(|_written| ())
+    }
+
+    /// Has the names in a folder written to the disk, so that a power cut takes none of them back.
+    fn written(&self, path: &RelPath) -> Result<File, CopyError> {
+        // Walking down opens folders as places only; this opens it as what it is.
+        let folder = self.folder(path, None)?;
+        let folder = folder.open(".").doing("opening", path)?.into_std();
+        folder.sync_all().doing("writing the folder", path)?;
+        Ok(folder)
     }
 
     fn link(&self, entry: &Entry, to: &str) -> Result<(), CopyError> {
         let place = self.place(entry);
         let (folder, name) = place.split_last().ok_or_else(|| nameless(entry))?;
-        let folder = self.folder(&folder, false)?;
+        let folder = self.folder(&folder, None)?;
         let there = folder.read_link_contents(name);
         if !there.is_ok_and(|there| there == Path::new(to)) {
             let temporary = partial_name(name);
@@ -182,8 +213,9 @@ impl Tree {
         }
     }
 
-    /// Opens a folder step by step, so that a link that takes a folder's place leads nowhere.
-    fn folder(&self, path: &RelPath, make: bool) -> Result<Arc<Dir>, CopyError> {
+    /// Opens a folder step by step, so that a link that takes a folder's place leads nowhere. Those that are missing are
+    /// made, with the permissions of `make`.
+    fn folder(&self, path: &RelPath, make: Option<u32>) -> Result<Arc<Dir>, CopyError> {
         let mut last = self.last.lock().expect("no panic under this lock");
         if let Some((known, dir)) = &*last
             && known == path
@@ -192,9 +224,8 @@ impl Tree {
         }
         let mut dir = self.base.try_clone().doing("opening", path)?;
         for part in path.parts() {
-            if make {
-                // Its permissions come when it is filled.
-                let made = dir.create_dir_with(part, DirBuilder::new().mode(0o700));
+            if let Some(mode) = make {
+                let made = dir.create_dir_with(part, DirBuilder::new().mode(mode));
                 match made {
                     Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                         return Err(error).doing("making the folder", path);
@@ -214,12 +245,7 @@ impl Tree {
 
 fn in_the_way(dir: &Dir, part: &str, path: &RelPath, error: io::Error) -> CopyError {
     match dir.symlink_metadata(part) {
-        Ok(facts) if facts.is_symlink() => CopyError::path(
-            path,
-            format!(
-                "{part} is a symbolic link at the destination, which shoal cp does not follow; name what it leads to"
-            ),
-        ),
+        Ok(facts) if facts.is_symlink() => is_link(path, part),
         Ok(facts) if !facts.is_dir() => CopyError::path(
             path,
             format!("{part} is in the way and no folder; remove it, or copy elsewhere"),
@@ -232,12 +258,22 @@ fn in_the_way(dir: &Dir, part: &str, path: &RelPath, error: io::Error) -> CopyEr
     }
 }
 
+fn is_link(path: &RelPath, part: &str) -> CopyError {
+    let reason = format!(
+        "{part} is a symbolic link at the destination, which shoal cp does not follow; name what it leads to"
+    );
+    CopyError::path(path, reason)
+}
+
 fn nameless(entry: &Entry) -> CopyError {
     CopyError::path(
         &entry.path,
         "cannot replace the folder that the node serves; name a path below it",
     )
 }
+
+/// The unit of a file's blocks, whatever the file system's.
+const BLOCK_BYTES: u64 = 512;
 
 #[cfg(test)]
 mod tests {

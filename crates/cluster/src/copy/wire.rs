@@ -11,18 +11,16 @@
 //!   Finish                 ───────────►
 //!                          ◄───────────  Done
 //! ```
-//! Either end says `Failed` when it cannot go on.
+//! Either end says `Failed` when it cannot go on, and `Ping` every few seconds.
 
 use std::io::{self, Read};
 
 use serde::{Deserialize, Serialize};
-use shoal_fabric::channel::Channel;
 
 use super::CopyReport;
 use super::error::CopyError;
 use super::manifest::Entry;
 use super::path::RelPath;
-use crate::control::{decode, encode};
 
 pub(crate) type Hash = [u8; HASH_BYTES];
 
@@ -44,6 +42,8 @@ pub(crate) struct PushOrder {
     pub(crate) session: String,
     pub(crate) lanes: u8,
     pub(crate) to: Destination,
+    /// Most bytes a second that leave any machine.
+    pub(crate) limit_bytes_per_second: Option<u64>,
     /// Nodes to hand everything on to, one through the other.
     pub(crate) then: Vec<String>,
 }
@@ -91,6 +91,8 @@ pub(crate) enum Message {
     Failed {
         reason: String,
     },
+    /// A sign of life.
+    Ping,
 }
 
 /// Chunks of one file.
@@ -187,25 +189,6 @@ impl Frame {
             }
         }
         Self::decode(&bytes).map(Some)
-    }
-}
-
-pub(crate) fn send(channel: &mut Channel, message: &Message) -> Result<(), CopyError> {
-    Ok(channel.send(&encode(message))?)
-}
-
-/// Returns the next message; a failure of the other end is an error here, in the words of `peer`.
-pub(crate) fn expect(channel: &mut Channel, peer: &str) -> Result<Message, CopyError> {
-    heard(&channel.recv(None)?, peer)
-}
-
-pub(crate) fn heard(bytes: &[u8], peer: &str) -> Result<Message, CopyError> {
-    match decode(bytes)? {
-        Message::Failed { reason } => Err(CopyError::Node {
-            node: peer.to_owned(),
-            reason,
-        }),
-        message => Ok(message),
     }
 }
 

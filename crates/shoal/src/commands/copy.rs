@@ -110,6 +110,14 @@ impl Job {
                 if args.peer.is_empty() {
                     bail!("all:{path} means every --peer HOST:PORT; give one for each node");
                 }
+                if let Some(twice) =
+                    (1..args.peer.len()).find(|i| args.peer[..*i].contains(&args.peer[*i]))
+                {
+                    bail!(
+                        "--peer {} is given twice; name each node once",
+                        args.peer[twice]
+                    );
+                }
                 Ok(Self::Push {
                     sources: here(places)?,
                     nodes: args.peer.clone(),
@@ -227,7 +235,9 @@ impl Outcome {
 
     fn tell(&self) {
         for path in &self.left_out {
-            note(&format!("left out {path}: neither file, folder nor link"));
+            note(&format!(
+                "left out {path}: a file that another copy has not finished, or neither file, folder nor link"
+            ));
         }
         for NodeOutcome { node, report } in &self.nodes {
             note(&match &report.error {
