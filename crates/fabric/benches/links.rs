@@ -1,85 +1,179 @@
-//! How long a sum over two processes takes, over each kind of link between them: `cargo bench -p shoal-fabric`.
+//! How long a sum over processes takes, over each kind of link between them: `cargo bench -p shoal-fabric --bench links`.
 //!
 //! Prints the best and the median of many samples: on a busy machine the best comes near to what an idle one does always.
-//! A sample is several rounds, because one alone can be quick only since the other rank was ahead.
-//! The rate counts the bytes of the values once, which is what each link carries each way.
+//! A sample is several rounds, because one alone can be quick only since the other ranks were ahead.
+//! The rate counts the bytes of the values once, which is what each of two ranks sends.
+//!
+//! `links LINK WORLD BYTES ROUNDS SAMPLES [BYTES ROUNDS SAMPLES ...]` prints a line `BYTES SECONDS` for each sample instead,
+//! the seconds being those of one round, over `shared`, `tcp` or `tcp-ring`. That is what `cargo xtask peers fabric` runs.
 
 #![allow(clippy::print_stdout)]
 
 use std::env;
 use std::error::Error;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use shoal_fabric::tcp::{self, Config, Rendezvous};
-use shoal_fabric::{Group, Key, Rank};
+use shoal_fabric::{Group, Key, Rank, Topology};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let arguments: Vec<String> = env::args().collect();
-    if let [_, role, address, shared_memory] = arguments.as_slice()
-        && role == MEMBER
-    {
-        let config = Config {
-            shared_memory: shared_memory.parse()?,
-        };
-        let mut group = tcp::join_with(config, address.parse()?, Rank(1), 2, key(), deadline())?;
-        for bytes in SIZES {
-            measure(&mut group, bytes)?;
+    let arguments: Vec<String> = env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with("--"))
+        .collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        [MEMBER, address, rank, link, world, sizes @ ..] => {
+            let config = config(link);
+            let (rank, world) = (Rank(rank.parse()?), world.parse()?);
+            let group = tcp::join_with(config, address.parse()?, rank, world, key(), deadline())?;
+            let mut group = shaped(group, link);
+            for size in Size::parse(sizes)? {
+                size.measure(&mut group)?;
+            }
+            Ok(())
         }
-        return Ok(());
+        [link, world, sizes @ ..] => {
+            let sizes = Size::parse(sizes)?;
+            for (size, times) in run(link, world.parse()?, &sizes)? {
+                for time in times {
+                    println!("{} {:.9}", size.bytes, time.as_secs_f64());
+                }
+            }
+            Ok(())
+        }
+        _ => show(),
     }
+}
+
+/// Prints the table for two ranks.
+fn show() -> Result<(), Box<dyn Error>> {
     println!(
-        "{:>10} {:>14} {:>12} {:>12} {:>10}",
+        "{:>10} {:>8} {:>12} {:>12} {:>10}",
         "bytes", "link", "best µs", "median µs", "GiB/s"
     );
-    for shared_memory in [true, false] {
-        let config = Config { shared_memory };
-        let rendezvous = Rendezvous::bind(([127, 0, 0, 1], 0).into(), 2, key())?.with(config);
-        let mut member = Command::new(env::current_exe()?)
-            .args([
-                MEMBER,
-                &rendezvous.local_addr().to_string(),
-                &shared_memory.to_string(),
-            ])
-            .spawn()?;
-        let mut group = rendezvous.accept(deadline())?;
-        let link = group
-            .transport(Rank(1))
-            .map(|link| link.to_string())
-            .unwrap_or_default();
-        for bytes in SIZES {
-            let mut times = measure(&mut group, bytes)?;
+    for link in [SHARED, TCP] {
+        for (size, mut times) in run(link, 2, &BYTES.map(Size::of))? {
             times.sort_unstable();
             let (best, median) = (times[0].as_secs_f64(), times[times.len() / 2].as_secs_f64());
+            let bytes = size.bytes;
             let rate = bytes as f64 / best / f64::from(1 << 30);
             println!(
-                "{bytes:>10} {link:>14} {:>12.1} {:>12.1} {rate:>10.2}",
+                "{bytes:>10} {link:>8} {:>12.1} {:>12.1} {rate:>10.2}",
                 best * 1e6,
                 median * 1e6
             );
         }
-        member.wait()?;
     }
     Ok(())
 }
 
-/// Returns the time of a round in each of many samples.
-fn measure(group: &mut Group, bytes: usize) -> Result<Vec<Duration>, Box<dyn Error>> {
-    let mut values = vec![1.0; bytes / size_of::<f32>()];
-    group.all_reduce_sum(&mut values)?;
-    assert!(values.iter().all(|value| *value == 2.0), "a sum is wrong");
-    // Stays what it is, however often it is summed.
-    values.fill(0.0);
-    let rounds = (BYTES_PER_SAMPLE / bytes).max(1);
-    let mut sample = || {
-        let started = Instant::now();
-        for _ in 0..rounds {
-            group.all_reduce_sum(&mut values)?;
-        }
-        Ok(started.elapsed() / u32::try_from(rounds)?)
+/// Forms a group of processes and measures `sizes`, as its rank 0.
+fn run(link: &str, world: usize, sizes: &[Size]) -> Result<Vec<Measured>, Box<dyn Error>> {
+    let local = ([127, 0, 0, 1], 0).into();
+    let rendezvous = Rendezvous::bind(local, world, key())?.with(config(link));
+    let address = rendezvous.local_addr().to_string();
+    let member = |rank: usize| {
+        let words = [
+            MEMBER,
+            &address,
+            &rank.to_string(),
+            link,
+            &world.to_string(),
+        ];
+        let sizes = sizes.iter().flat_map(Size::words);
+        Command::new(env::current_exe()?)
+            .args(words)
+            .args(sizes)
+            .spawn()
     };
-    let samples = (BYTES_PER_SIZE / (bytes * rounds)).clamp(SAMPLES_MIN, SAMPLES_MAX);
-    (0..samples).map(|_| sample()).collect()
+    let mut members: Vec<Child> = (1..world).map(member).collect::<Result<_, _>>()?;
+    let mut group = shaped(rendezvous.accept(deadline())?, link);
+    let measured = sizes
+        .iter()
+        .map(|size| Ok((*size, size.measure(&mut group)?)));
+    let measured = measured.collect::<Result<Vec<Measured>, Box<dyn Error>>>()?;
+    for member in &mut members {
+        member.wait()?;
+    }
+    Ok(measured)
+}
+
+/// The times of its rounds, one for each sample.
+type Measured = (Size, Vec<Duration>);
+
+/// What is measured at once.
+#[derive(Clone, Copy)]
+struct Size {
+    bytes: usize,
+    rounds: u32,
+    samples: usize,
+}
+
+impl Size {
+    fn of(bytes: usize) -> Self {
+        let rounds = (BYTES_PER_SAMPLE / bytes).max(1);
+        let samples = (BYTES_PER_SIZE / (bytes * rounds)).clamp(SAMPLES_MIN, SAMPLES_MAX);
+        Self {
+            bytes,
+            rounds: u32::try_from(rounds).unwrap_or(u32::MAX),
+            samples,
+        }
+    }
+
+    fn parse(words: &[&str]) -> Result<Vec<Self>, Box<dyn Error>> {
+        let (triples, []) = words.as_chunks() else {
+            return Err("sizes are BYTES ROUNDS SAMPLES".into());
+        };
+        let size = |[bytes, rounds, samples]: &[&str; 3]| {
+            Ok(Self {
+                bytes: bytes.parse()?,
+                rounds: rounds.parse()?,
+                samples: samples.parse()?,
+            })
+        };
+        triples.iter().map(size).collect()
+    }
+
+    fn words(&self) -> [String; 3] {
+        [
+            self.bytes.to_string(),
+            self.rounds.to_string(),
+            self.samples.to_string(),
+        ]
+    }
+
+    /// Returns the time of a round in each of the samples.
+    fn measure(self, group: &mut Group) -> Result<Vec<Duration>, Box<dyn Error>> {
+        let mut values = vec![1.0; self.bytes / size_of::<f32>()];
+        group.all_reduce_sum(&mut values)?;
+        let sum = group.world() as f32;
+        assert!(values.iter().all(|value| *value == sum), "a sum is wrong");
+        // Stays what it is, however often it is summed.
+        values.fill(0.0);
+        let mut sample = || {
+            let started = Instant::now();
+            for _ in 0..self.rounds {
+                group.all_reduce_sum(&mut values)?;
+            }
+            Ok(started.elapsed() / self.rounds)
+        };
+        (0..self.samples).map(|_| sample()).collect()
+    }
+}
+
+fn config(link: &str) -> Config {
+    Config {
+        shared_memory: link == SHARED,
+    }
+}
+
+fn shaped(mut group: Group, link: &str) -> Group {
+    if link == TCP_RING {
+        group.set_topology(Topology::Ring);
+    }
+    group
 }
 
 fn key() -> Key {
@@ -90,10 +184,13 @@ fn deadline() -> Instant {
     Instant::now() + Duration::from_secs(60)
 }
 
-/// The first argument of the other process.
+/// The first argument of the other processes.
 const MEMBER: &str = "member";
+const SHARED: &str = "shared";
+const TCP: &str = "tcp";
+const TCP_RING: &str = "tcp-ring";
 /// A decode step's sum, one of a short prompt, and those of long prompts.
-const SIZES: [usize; 4] = [8 << 10, 64 << 10, 4 << 20, 64 << 20];
+const BYTES: [usize; 4] = [8 << 10, 64 << 10, 4 << 20, 64 << 20];
 /// Long enough that one rank's being ahead counts little, short enough that a busy machine leaves some alone.
 const BYTES_PER_SAMPLE: usize = 1 << 20;
 const BYTES_PER_SIZE: usize = 512 << 20;

@@ -47,16 +47,17 @@ pub(crate) struct Thresholds {
     whole_bytes_max: usize,
     /// Over the ring: up to here half the way round beats fewer bytes.
     whole_ring_bytes_max: usize,
-    /// The longest piece that is reduced while the next ones travel: with what is received it fits a core's own cache.
+    /// What comes in at a time to be reduced, while the next of it travels: shorter pieces wait for each other more often,
+    /// longer ones have left a core's own cache by then.
     piece_bytes_max: usize,
 }
 
 /// What all groups go by.
 pub(crate) const THRESHOLDS: Thresholds = Thresholds {
-    whole_of_two_bytes_max: 128 * 1024,
+    whole_of_two_bytes_max: 64 * 1024,
     whole_bytes_max: 32 * 1024,
     whole_ring_bytes_max: 32 * 1024,
-    piece_bytes_max: 128 * 1024,
+    piece_bytes_max: 512 * 1024,
 };
 
 impl Thresholds {

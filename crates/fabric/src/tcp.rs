@@ -23,7 +23,7 @@ use crate::key::{KEY_BYTES, Key, random_bytes};
 use crate::lobby::Lobby;
 use crate::pace::Pace;
 use crate::rank::{Rank, WORLD_MAX};
-use crate::socket::TcpLinks;
+use crate::socket::{TcpLinks, has_one_address};
 
 /// How the ranks of a group are linked, as far as that can be chosen.
 #[derive(Clone, Copy, Debug)]
@@ -344,10 +344,6 @@ fn group(rank: Rank, peers: Vec<Option<(TcpStream, Ground)>>) -> Result<Group, F
         Box::new(TcpLinks::new(lines)?),
         Pace::of_machine(local_ranks),
     ))
-}
-
-fn has_one_address(stream: &TcpStream) -> bool {
-    matches!((stream.local_addr(), stream.peer_addr()), (Ok(ours), Ok(theirs)) if ours.ip() == theirs.ip())
 }
 
 /// Returns `address` as this machine must call it: a link-local address names its interface by a number of our own.
