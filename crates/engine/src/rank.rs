@@ -24,6 +24,8 @@ pub struct RankConfig {
     pub world: usize,
     /// The secret of this group.
     pub key: Key,
+    /// How it is linked to the others.
+    pub links: tcp::Config,
     /// What it does beside computing.
     pub role: Role,
     /// Its compute threads.
@@ -116,7 +118,8 @@ pub fn run_rank(config: RankConfig) -> Result<(), RankError> {
 fn run_member(config: &RankConfig, rendezvous: SocketAddr) -> Result<(), RankError> {
     let deadline = Instant::now() + config.join_timeout;
     // Before the CPU is taken, which pins this thread: how ranks wait depends on how many cores they may use.
-    let mut group = tcp::join(
+    let mut group = tcp::join_with(
+        config.links,
         rendezvous,
         config.rank,
         config.world,

@@ -38,11 +38,11 @@ impl Root {
     pub(crate) fn run(self) -> Result<(), RankError> {
         let rendezvous = match self.config.world {
             1 => None,
-            world => Some(tcp::Rendezvous::bind(
-                self.listen,
-                world,
-                self.config.key.clone(),
-            )?),
+            world => {
+                let key = self.config.key.clone();
+                let rendezvous = tcp::Rendezvous::bind(self.listen, world, key)?;
+                Some(rendezvous.with(self.config.links))
+            }
         };
         let greeting = Greeting {
             fabric: rendezvous.as_ref().map(tcp::Rendezvous::local_addr),

@@ -14,7 +14,7 @@ use std::error::Error;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use shoal_fabric::tcp::{self, Config, Rendezvous};
+use shoal_fabric::tcp::{self, Config, Rdma, Rendezvous};
 use shoal_fabric::{Group, Key, Rank, Topology};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -166,6 +166,8 @@ impl Size {
 fn config(link: &str) -> Config {
     Config {
         shared_memory: link == SHARED,
+        rdma: Rdma::Off,
+        tcp: true,
     }
 }
 

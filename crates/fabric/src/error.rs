@@ -60,6 +60,16 @@ pub enum FabricError {
         /// What was wrong.
         reason: String,
     },
+    /// What is allowed to carry the bytes between two ranks cannot.
+    #[error(
+        "nothing that is allowed reaches {rank}: {reason}; allow tcp, or mend what stands in the way"
+    )]
+    NoTransport {
+        /// The other rank.
+        rank: Rank,
+        /// Why not.
+        reason: String,
+    },
     /// The rendezvous did not take this rank into the group.
     #[error("the cell at {peer} refused this rank: {reason}")]
     Refused {

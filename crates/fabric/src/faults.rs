@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::algorithm::THRESHOLDS;
 use crate::error::FabricError;
 use crate::frame::{Abort, HEADER_BYTES, Header, Kind};
+use crate::ground::Road;
 use crate::group::Group;
 use crate::link::{Interest, Links};
 use crate::memory;
@@ -27,7 +28,9 @@ fn beside(
         .into_iter()
         .map(|links| Box::new(links) as Box<dyn Links>);
     let boxed = |links| Box::new(links) as Box<dyn Links>;
-    let sockets = sockets(world, || [None, None]).into_iter().map(boxed);
+    let sockets = sockets(world, || [Road::Tcp, Road::Tcp])
+        .into_iter()
+        .map(boxed);
     let shared = sockets_and_memory(world).into_iter().map(boxed);
     let mut results = Vec::new();
     for links in [
@@ -60,15 +63,15 @@ fn beside(
     results
 }
 
-/// Connects each two of `world`, with `pipes` for the lower and the higher rank.
-fn sockets(world: usize, pipes: impl Fn() -> [Option<Pipes>; 2]) -> Vec<TcpLinks> {
+/// Connects each two of `world`, with `roads` for the lower and the higher rank.
+fn sockets(world: usize, roads: impl Fn() -> [Road; 2]) -> Vec<TcpLinks> {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
     let address = listener.local_addr().expect("bound");
     let mut lines: Vec<Vec<_>> = (0..world)
         .map(|_| (0..world).map(|_| None).collect())
         .collect();
     for (high, low) in (0..world).flat_map(|high| (0..high).map(move |low| (high, low))) {
-        let [of_low, of_high] = pipes();
+        let [of_low, of_high] = roads();
         let stream = TcpStream::connect(address).expect("listening");
         lines[high][low] = Some((stream, of_high));
         let (stream, _) = listener.accept().expect("connected above");
@@ -84,9 +87,10 @@ fn sockets_and_memory(world: usize) -> Vec<TcpLinks> {
         let (opened, proof) = segment::open(offer.name()).expect("it was just offered");
         let created = offer.conclude(&proof).expect("the proof is right");
         [
-            created.map(Pipes::of_creator),
-            Some(Pipes::of_opener(opened)),
+            Pipes::of_creator(created.expect("it was opened")),
+            Pipes::of_opener(opened),
         ]
+        .map(|pipes| Road::Shared(Box::new(pipes)))
     })
 }
 

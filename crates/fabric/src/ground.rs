@@ -1,14 +1,16 @@
-//! Whether two ranks share memory, and why: found out by the two while their connection is set up.
+//! What will carry the bytes of two ranks, and why: found out by the two while their connection is set up.
 
 use std::borrow::Cow;
 
 use tracing::info;
 
+use crate::error::FabricError;
 use crate::link::Transport;
 use crate::rank::Rank;
 use crate::segment::{self, Offer};
 use crate::shared::Pipes;
 use crate::tcp::Config;
+use crate::verbs::{Agreement, Flow, Kind};
 
 /// The end of a connection that offers memory.
 pub(crate) struct Lead(Result<Offer, Cow<'static, str>>);
@@ -48,8 +50,17 @@ impl Lead {
 pub(crate) enum Ground {
     /// They share memory.
     Shared(Box<Pipes>),
-    /// They do not, for this reason.
+    /// They do not, for this reason, and use their devices.
+    Rdma(Box<Flow>, Cow<'static, str>),
+    /// Neither, for this reason.
     Apart(Cow<'static, str>),
+}
+
+/// What carries the bytes beside a connection, if anything does.
+pub(crate) enum Road {
+    Tcp,
+    Shared(Box<Pipes>),
+    Rdma(Box<Flow>),
 }
 
 impl Ground {
@@ -73,28 +84,64 @@ impl Ground {
         }
     }
 
+    /// Tries the devices where memory is not shared; `agree` asks the other end, which does the same.
+    ///
+    /// # Errors
+    /// Of `agree`.
+    pub(crate) fn or_rdma(
+        self,
+        agree: impl FnOnce() -> Result<Agreement, FabricError>,
+    ) -> Result<Self, FabricError> {
+        let Self::Apart(why) = self else {
+            return Ok(self);
+        };
+        Ok(match agree()? {
+            Ok(flow) => Self::Rdma(Box::new(flow), why),
+            Err(reason) => Self::Apart(format!("{why}; rdma: {reason}").into()),
+        })
+    }
+
     pub(crate) fn is_shared(&self) -> bool {
         matches!(self, Self::Shared(_))
     }
 
     /// Says what will carry the bytes between `rank` and `peer`, and why.
-    pub(crate) fn log(&self, rank: Rank, peer: Rank) {
-        let (transport, reason) = match self {
-            Self::Shared(_) => (
+    ///
+    /// # Errors
+    /// When that is something that `config` does not want.
+    pub(crate) fn settle(
+        self,
+        config: Config,
+        rank: Rank,
+        peer: Rank,
+    ) -> Result<Road, FabricError> {
+        let (transport, reason, road) = match self {
+            Self::Shared(pipes) => (
                 Transport::SharedMemory,
-                "both ranks have opened the same memory",
+                "both ranks have opened the same memory".into(),
+                Road::Shared(pipes),
             ),
-            Self::Apart(reason) => (Transport::Tcp, &**reason),
+            Self::Rdma(flow, why) => {
+                let kind = match flow.pair.kind() {
+                    Kind::Reliable => "reliable",
+                    Kind::Unreliable => "unreliable",
+                };
+                let reason = format!(
+                    "a message came through {}, {kind} connection; {why}",
+                    flow.pair.device().name
+                );
+                (Transport::Rdma, reason.into(), Road::Rdma(flow))
+            }
+            Self::Apart(reason) if !config.tcp => {
+                return Err(FabricError::NoTransport {
+                    rank: peer,
+                    reason: reason.into_owned(),
+                });
+            }
+            Self::Apart(reason) => (Transport::Tcp, reason, Road::Tcp),
         };
-        info!(%rank, %peer, %transport, reason, "link up");
-    }
-
-    /// Returns the pipes through shared memory, if there is any.
-    pub(crate) fn into_pipes(self) -> Option<Pipes> {
-        match self {
-            Self::Shared(pipes) => Some(*pipes),
-            Self::Apart(_) => None,
-        }
+        info!(%rank, %peer, %transport, reason = &*reason, "link up");
+        Ok(road)
     }
 }
 
@@ -106,11 +153,16 @@ const DECLINED: &str = "the peer did not open this rank's memory: it is on anoth
 mod tests {
     use super::*;
 
+    use crate::tcp::Rdma;
+
     const ON: Config = Config {
         shared_memory: true,
+        rdma: Rdma::Off,
+        tcp: true,
     };
     const OFF: Config = Config {
         shared_memory: false,
+        ..ON
     };
 
     /// What both ends find out, the one that leads first; nothing where they share memory.
@@ -119,8 +171,8 @@ mod tests {
         let (answer, follow) = Ground::seek(follow, lead.offer());
         let lead = lead.conclude(&answer).expect("an honest answer");
         [lead, follow].map(|ground| match ground {
-            Ground::Shared(_) => None,
             Ground::Apart(reason) => Some(reason.into_owned()),
+            Ground::Shared(_) | Ground::Rdma(..) => None,
         })
     }
 

@@ -3,10 +3,10 @@
 //! A [`Group`] is one rank's place among all ranks, and its methods are the collectives. [`tcp`] forms a group over
 //! machines: rank 0 holds the [`tcp::Rendezvous`], the others [`tcp::join`], and every connection proves in both
 //! directions that its ends hold the same [`Key`]. Two ranks that turn out to be on one machine exchange their bytes
-//! through memory that they share. [`in_process`] makes the same groups inside one process. A
-//! [`channel::Channel`] is a single authenticated connection beside the groups, for orders and reports. Sums are added in
-//! rank order, so all ranks hold the same bits; every wait is bounded, and an error names the rank that was lost.
-//! What is computed, and what becomes of a loss, is left to others.
+//! through memory that they share, and two whose RDMA devices reach each other through those. [`in_process`] makes the
+//! same groups inside one process. A [`channel::Channel`] is a single authenticated connection beside the groups, for
+//! orders and reports. Sums are added in rank order, so all ranks hold the same bits; every wait is bounded, and an error
+//! names the rank that was lost. What is computed, and what becomes of a loss, is left to others.
 //!
 //! **The network between the machines is trusted.** Of a group only the beginning is authenticated; the frames of the
 //! collectives, weights and activations, are neither encrypted nor authenticated, so whoever can read or alter packets
@@ -58,6 +58,7 @@ mod socket;
 pub mod tcp;
 mod timed;
 mod transfer;
+mod verbs;
 mod wire;
 
 pub use algorithm::Topology;

@@ -30,6 +30,8 @@ pub enum Transport {
     InProcess,
     /// Memory that their two processes share.
     SharedMemory,
+    /// RDMA devices: memory to memory.
+    Rdma,
     /// A TCP connection.
     Tcp,
 }
@@ -39,6 +41,7 @@ impl fmt::Display for Transport {
         f.write_str(match self {
             Self::InProcess => "in process",
             Self::SharedMemory => "shared memory",
+            Self::Rdma => "rdma",
             Self::Tcp => "tcp",
         })
     }

@@ -1,4 +1,4 @@
-//! Links over TCP, with the bytes of some of them going through shared memory.
+//! Links over TCP, with the bytes of some of them going through shared memory or over RDMA.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
@@ -8,8 +8,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt;
 use smallvec::{SmallVec, smallvec};
 
+use crate::ground::Road;
 use crate::link::{Interest, Links, Transport};
-use crate::shared::{Pipes, SharedLink};
+use crate::shared::SharedLink;
+use crate::verbs::RdmaLink;
 
 /// The links of one rank, with one TCP connection to each peer.
 pub(crate) struct TcpLinks {
@@ -21,22 +23,24 @@ pub(crate) struct TcpLinks {
 enum Line {
     Tcp(TcpStream),
     Shared(SharedLink),
+    Rdma(Box<RdmaLink>),
 }
 
 impl TcpLinks {
     /// Takes connected streams and makes them fit for collectives: nothing blocks, nothing is held back to be coalesced.
     ///
-    /// Where there are pipes, the bytes go through them.
-    pub(crate) fn new(peers: Vec<Option<(TcpStream, Option<Pipes>)>>) -> io::Result<Self> {
-        let line = |(stream, pipes): (TcpStream, Option<Pipes>)| {
+    /// Where there is another road, the bytes take that.
+    pub(crate) fn new(peers: Vec<Option<(TcpStream, Road)>>) -> io::Result<Self> {
+        let line = |(stream, road): (TcpStream, Road)| {
             stream.set_nodelay(true)?;
             stream.set_nonblocking(true)?;
-            if pipes.is_none() && has_one_address(&stream) {
+            if matches!(road, Road::Tcp) && has_one_address(&stream) {
                 sockopt::set_socket_send_buffer_size(&stream, LOCAL_SEND_BYTES)?;
             }
-            Ok(match pipes {
-                None => Line::Tcp(stream),
-                Some(pipes) => Line::Shared(SharedLink::new(pipes, stream)),
+            Ok(match road {
+                Road::Tcp => Line::Tcp(stream),
+                Road::Shared(pipes) => Line::Shared(SharedLink::new(*pipes, stream)),
+                Road::Rdma(flow) => Line::Rdma(Box::new(RdmaLink::new(*flow, stream))),
             })
         };
         let peers = peers.into_iter().map(|peer| peer.map(line).transpose());
@@ -58,6 +62,7 @@ impl Links for TcpLinks {
         match self.line(peer)? {
             Line::Tcp(stream) => Ok(unless_blocked(stream.write_vectored(parts))?.unwrap_or(0)),
             Line::Shared(link) => link.write(parts),
+            Line::Rdma(link) => link.write(parts),
         }
     }
 
@@ -65,25 +70,34 @@ impl Links for TcpLinks {
         match self.line(peer)? {
             Line::Tcp(stream) => unless_blocked(stream.read(into)),
             Line::Shared(link) => link.read(into),
+            Line::Rdma(link) => link.read(into),
         }
     }
 
     fn wait(&mut self, interests: &[Interest], timeout: Duration) -> io::Result<()> {
         let mut may_sleep = true;
+        let mut longest = timeout;
         for interest in interests {
-            if let Line::Shared(link) = self.line(interest.peer)? {
-                may_sleep &= link.prepare_sleep(*interest);
+            match self.line(interest.peer)? {
+                Line::Tcp(_) => {}
+                Line::Shared(link) => may_sleep &= link.prepare_sleep(*interest),
+                Line::Rdma(link) => {
+                    may_sleep &= link.prepare_sleep(*interest);
+                    longest = longest.min(link.nap().unwrap_or(longest));
+                }
             }
         }
         let mut ready: SmallVec<[bool; PEERS]> = smallvec![false; interests.len()];
         let slept = if may_sleep {
-            self.poll(interests, timeout, &mut ready)
+            self.poll(interests, longest, &mut ready)
         } else {
             Ok(())
         };
         for (interest, news) in interests.iter().zip(ready) {
-            if let Line::Shared(link) = self.line(interest.peer)? {
-                link.awake(news);
+            match self.line(interest.peer)? {
+                Line::Tcp(_) => {}
+                Line::Shared(link) => link.awake(news),
+                Line::Rdma(link) => link.awake(news),
             }
         }
         slept
@@ -93,6 +107,7 @@ impl Links for TcpLinks {
         self.peers.get(peer)?.as_ref().map(|line| match line {
             Line::Tcp(_) => Transport::Tcp,
             Line::Shared(_) => Transport::SharedMemory,
+            Line::Rdma(_) => Transport::Rdma,
         })
     }
 }
@@ -105,20 +120,29 @@ impl TcpLinks {
         timeout: Duration,
         ready: &mut [bool],
     ) -> io::Result<()> {
-        let fd = |interest: &Interest| match self.peers[interest.peer].as_ref()? {
-            Line::Tcp(stream) => {
-                let mut flags = PollFlags::empty();
-                flags.set(PollFlags::IN, interest.read);
-                flags.set(PollFlags::OUT, interest.write);
-                Some(PollFd::new(stream, flags))
+        let mut fds: SmallVec<[PollFd<'_>; PEERS]> = SmallVec::new();
+        let mut of_interest: SmallVec<[usize; PEERS]> = SmallVec::new();
+        for (index, interest) in interests.iter().enumerate() {
+            let files = match self.peers[interest.peer].as_ref() {
+                None => [None, None],
+                Some(Line::Tcp(stream)) => {
+                    let mut flags = PollFlags::empty();
+                    flags.set(PollFlags::IN, interest.read);
+                    flags.set(PollFlags::OUT, interest.write);
+                    [Some(PollFd::new(stream, flags)), None]
+                }
+                // Wake-ups for both directions come in.
+                Some(Line::Shared(link)) => [Some(PollFd::new(&link.socket, PollFlags::IN)), None],
+                Some(Line::Rdma(link)) => link.files(),
+            };
+            for file in files.into_iter().flatten() {
+                fds.push(file);
+                of_interest.push(index);
             }
-            // Wake-ups for both directions come in.
-            Line::Shared(link) => Some(PollFd::new(&link.socket, PollFlags::IN)),
-        };
-        let mut fds: SmallVec<[PollFd<'_>; PEERS]> = interests.iter().filter_map(fd).collect();
+        }
         poll_for(&mut fds, timeout)?;
-        for (ready, fd) in ready.iter_mut().zip(&fds) {
-            *ready = !fd.revents().is_empty();
+        for (index, fd) in of_interest.into_iter().zip(&fds) {
+            ready[index] |= !fd.revents().is_empty();
         }
         Ok(())
     }

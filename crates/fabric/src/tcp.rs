@@ -3,12 +3,13 @@
 //! Rank 0 opens a [`Rendezvous`]; every other rank [joins](join) it, and says where it listens itself: on the address by
 //! which it reached rank 0, so that is the network the group uses. Rank 0 answers all of them at once, when they are
 //! complete, with everybody's address; then every rank connects to the ones below it. On each connection one end offers
-//! memory, and the two share it if the other end can open it, which it cannot from another machine. All of this is
-//! authenticated, every connection for itself, message by message; the frames of the collectives that follow are neither
-//! authenticated nor encrypted, so the group trusts whoever can read or alter packets between its machines. Strangers at
-//! a port are turned away and stop nobody.
+//! memory, and the two share it if the other end can open it, which it cannot from another machine; if not, they look
+//! whether RDMA devices of theirs reach each other. All of this is authenticated, every connection for itself, message by
+//! message; the frames of the collectives that follow are neither authenticated nor encrypted, so the group trusts whoever
+//! can read or alter packets between its machines. Strangers at a port are turned away and stop nobody.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
@@ -24,20 +25,70 @@ use crate::lobby::Lobby;
 use crate::pace::Pace;
 use crate::rank::{Rank, WORLD_MAX};
 use crate::socket::{TcpLinks, has_one_address};
+use crate::verbs::Devices;
 
-/// How the ranks of a group are linked, as far as that can be chosen.
+/// How the ranks of a group are linked, as far as that can be chosen: the first that two ranks both want and have.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
     /// Whether two ranks that turn out to be on one machine exchange their bytes through memory, which is quicker than
     /// their TCP connection. Both have to agree to it.
     pub shared_memory: bool,
+    /// Whether two ranks whose machines have RDMA devices exchange their bytes through those. Both have to agree to it.
+    pub rdma: Rdma,
+    /// Whether the bytes may take the TCP connection where nothing else carries them. If not, there is no group then.
+    pub tcp: bool,
+}
+
+/// Whether and how RDMA devices are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rdma {
+    /// Not at all.
+    Off,
+    /// With reliable connections, or with unreliable ones where the devices have no others.
+    #[default]
+    Auto,
+    /// With unreliable connections, which are all that Thunderbolt has; any other device can be tested with them.
+    Unreliable,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
             shared_memory: true,
+            rdma: Rdma::Auto,
+            tcp: true,
         }
+    }
+}
+
+impl FromStr for Config {
+    type Err = FabricError;
+
+    /// Reads `auto`, or what may carry the bytes, with commas: `shared-memory`, `rdma` or `rdma-unreliable`, `tcp`.
+    fn from_str(names: &str) -> Result<Self, FabricError> {
+        if names == "auto" {
+            return Ok(Self::default());
+        }
+        let mut config = Self {
+            shared_memory: false,
+            rdma: Rdma::Off,
+            tcp: false,
+        };
+        for name in names.split(',') {
+            match name {
+                "shared-memory" | "shm" => config.shared_memory = true,
+                "rdma" => config.rdma = Rdma::Auto,
+                "rdma-unreliable" => config.rdma = Rdma::Unreliable,
+                "tcp" => config.tcp = true,
+                _ => {
+                    return Err(FabricError::Invalid(format!(
+                        "`{name}` is no transport; there are auto, or some of shared-memory, rdma, rdma-unreliable \
+                         and tcp with commas between them"
+                    )));
+                }
+            }
+        }
+        Ok(config)
     }
 }
 
@@ -132,6 +183,7 @@ impl Rendezvous {
                 .map_err(|error| of_rank(index + 1, error, started, JOINING))?;
             leads.push(lead);
         }
+        let devices = Devices::default();
         let mut peers = vec![None];
         for (index, (mut channel, lead)) in channels.into_iter().zip(leads).enumerate() {
             let answer = channel
@@ -139,10 +191,12 @@ impl Rendezvous {
                 .map_err(|error| of_rank(index + 1, error, started, CONNECTING))?;
             let ground = lead
                 .conclude(&answer)
-                .map_err(|reason| broke(&channel, reason))?;
+                .map_err(|reason| broke(&channel, reason))?
+                .or_rdma(|| devices.lead(self.config.rdma, &mut channel, deadline))
+                .map_err(|error| of_rank(index + 1, error, started, CONNECTING))?;
             peers.push(Some((channel.into_stream(), ground)));
         }
-        group(Rank(0), peers)
+        group(self.config, Rank(0), peers)
     }
 }
 
@@ -226,19 +280,22 @@ pub fn join_with(
         .recv(Some(deadline))
         .map_err(|error| of_rank(0, error, started, JOINING))?;
 
+    let devices = Devices::default();
     let mut peers: Vec<Option<(TcpStream, Ground)>> = (0..world).map(|_| None).collect();
     for below in 1..rank.index() {
         let address = in_scope_of(own, addresses[below - 1]);
         let name = format!("{} at {address}", Rank::at(below));
         let mut channel = Channel::connect_for(address, &name, &key, Purpose::Mesh, deadline)?;
-        let ground = introduce(&mut channel, config, group_id, rank, deadline)
+        let ground = introduce(&mut channel, (config, &devices), group_id, rank, deadline)
             .map_err(|error| of_rank(below, error, started, CONNECTING))?;
         peers[below] = Some((channel.into_stream(), ground));
     }
+    let lobby_devices = devices.clone();
     let mut lobby = Lobby::new(listener, move |stream| {
         let deadline = deadline.min(Instant::now() + GREETING_TIME_MAX);
         let mut channel = Channel::accept_for(stream, &key, Purpose::Mesh, deadline)?;
-        let (from, ground) = welcome(&mut channel, config, group_id, deadline)?;
+        let terms = (config, &lobby_devices);
+        let (from, ground) = welcome(&mut channel, terms, group_id, deadline)?;
         Ok((channel, from, ground))
     })?;
     while let Some(missing) = (rank.index() + 1..world).find(|above| peers[*above].is_none()) {
@@ -254,10 +311,12 @@ pub fn join_with(
         }
     }
     let (answer, ground) = Ground::seek(config, &offer);
-    root.send(&answer)
+    let ground = root
+        .send(&answer)
+        .and_then(|()| ground.or_rdma(|| devices.follow(config.rdma, &mut root, deadline)))
         .map_err(|error| of_rank(0, error, started, CONNECTING))?;
     peers[0] = Some((root.into_stream(), ground));
-    group(rank, peers)
+    group(config, rank, peers)
 }
 
 /// Gives a rank its place, or tells it why not.
@@ -296,7 +355,7 @@ fn seat(seats: &mut [Option<(Channel, SocketAddr)>], mut channel: Channel, join:
 /// Says to a rank below who connects, and waits until it agrees.
 fn introduce(
     channel: &mut Channel,
-    config: Config,
+    (config, devices): (Config, &Devices),
     group: [u8; KEY_BYTES],
     rank: Rank,
     deadline: Instant,
@@ -305,13 +364,14 @@ fn introduce(
     channel.send(&[&group[..], &rank.0.to_le_bytes(), lead.offer()].concat())?;
     let answer = channel.recv(Some(deadline))?;
     lead.conclude(&answer)
-        .map_err(|reason| broke(channel, reason))
+        .map_err(|reason| broke(channel, reason))?
+        .or_rdma(|| devices.lead(config.rdma, channel, deadline))
 }
 
 /// Hears from a rank above who connects, and agrees if it is of the same group.
 fn welcome(
     channel: &mut Channel,
-    config: Config,
+    (config, devices): (Config, &Devices),
     group: [u8; KEY_BYTES],
     deadline: Instant,
 ) -> Result<(Rank, Ground), FabricError> {
@@ -322,20 +382,26 @@ fn welcome(
         .ok_or_else(|| broke(channel, "it belongs to another group".to_owned()))?;
     let (answer, ground) = Ground::seek(config, offer);
     channel.send(&answer)?;
+    let ground = ground.or_rdma(|| devices.follow(config.rdma, channel, deadline))?;
     Ok((Rank(u16::from_le_bytes(*rank)), ground))
 }
 
 /// Makes the group of connected streams.
-fn group(rank: Rank, peers: Vec<Option<(TcpStream, Ground)>>) -> Result<Group, FabricError> {
+fn group(
+    config: Config,
+    rank: Rank,
+    peers: Vec<Option<(TcpStream, Ground)>>,
+) -> Result<Group, FabricError> {
     let (world, mut local_ranks) = (peers.len(), 1);
     let mut lines = Vec::with_capacity(world);
     for (index, peer) in peers.into_iter().enumerate() {
-        lines.push(peer.map(|(stream, ground)| {
-            let peer = Rank::at(index);
-            local_ranks += usize::from(ground.is_shared() || has_one_address(&stream));
-            ground.log(rank, peer);
-            (stream, ground.into_pipes())
-        }));
+        lines.push(match peer {
+            None => None,
+            Some((stream, ground)) => {
+                local_ranks += usize::from(ground.is_shared() || has_one_address(&stream));
+                Some((stream, ground.settle(config, rank, Rank::at(index))?))
+            }
+        });
     }
     info!(%rank, world, local_ranks, "group formed");
     Ok(Group::new(
@@ -402,3 +468,27 @@ const JOINING: &str = "waiting for all ranks to join";
 const CONNECTING: &str = "connecting the ranks to each other";
 /// How long somebody who connects may take to prove who they are.
 const GREETING_TIME_MAX: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(names: &str, expected: Option<(bool, Rdma, bool)>) {
+        let found = names.parse::<Config>().ok();
+        let found = found.map(|config| (config.shared_memory, config.rdma, config.tcp));
+        assert_eq!(found, expected, "{names}");
+    }
+
+    #[test]
+    fn transports_are_read_by_name() {
+        check("auto", Some((true, Rdma::Auto, true)));
+        check("tcp", Some((false, Rdma::Off, true)));
+        check("shm", Some((true, Rdma::Off, false)));
+        check("rdma", Some((false, Rdma::Auto, false)));
+        check("rdma-unreliable,tcp", Some((false, Rdma::Unreliable, true)));
+        check("shared-memory,rdma,tcp", Some((true, Rdma::Auto, true)));
+        for wrong in ["", "tcp,", "infiniband", "auto,tcp"] {
+            check(wrong, None);
+        }
+    }
+}

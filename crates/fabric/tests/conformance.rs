@@ -5,7 +5,9 @@ mod common;
 use std::thread;
 use std::time::Duration;
 
-use common::{Links, MIXED_APART, PATIENT, bits, everywhere, groups, on_each, tcp_groups, values};
+use common::{
+    Links, MIXED_APART, PATIENT, bits, everywhere, groups, on_each, shares, tcp_groups, values,
+};
 use shoal_fabric::{FabricError, Group, Rank, Transport, solo};
 
 const WORLDS: [usize; 5] = [1, 2, 3, 4, 5];
@@ -24,6 +26,7 @@ fn a_group_says_what_carries_its_bytes() {
                     Links::Tcp => Transport::Tcp,
                     Links::Mixed if [own, peer].contains(&MIXED_APART) => Transport::Tcp,
                     Links::Mixed | Links::SharedMemory => Transport::SharedMemory,
+                    Links::Rdma | Links::RdmaUnreliable => Transport::Rdma,
                 })
             };
             for peer in ranks() {
@@ -454,7 +457,8 @@ fn groups_form_over_ipv6() {
         eprintln!("SKIPPED groups_form_over_ipv6: this machine has no IPv6 loopback");
         return;
     }
-    let sums = on_each(tcp_groups("[::1]:0", |_| false, 3, PATIENT), |group| {
+    let groups = tcp_groups("[::1]:0", |_| shares(false), 3, PATIENT);
+    let sums = on_each(groups, |group| {
         let mut data = [1.0];
         group
             .all_reduce_sum(&mut data)

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use shoal_cluster::store::{HubConfig, Store};
+use shoal_fabric::tcp;
 
 /// Where Shoal keeps models and the sockets of running cells.
 pub(crate) struct Home(PathBuf);
@@ -37,6 +38,14 @@ impl Home {
 /// The hub's settings: `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`.
 pub(crate) fn hub() -> HubConfig {
     HubConfig::from_lookup(variable)
+}
+
+/// `SHOAL_TRANSPORT`, or whatever two ranks have in common: set for `shoal node` as well, or the other end may not agree.
+pub(crate) fn transport() -> Result<tcp::Config> {
+    match variable("SHOAL_TRANSPORT") {
+        Some(name) => Ok(name.parse().context("reading SHOAL_TRANSPORT")?),
+        None => Ok(tcp::Config::default()),
+    }
 }
 
 #[expect(

@@ -41,6 +41,7 @@ pub enum LinkRankError {
 pub fn run_rank(
     launch: &RankLaunch,
     role: &LinkTestRole,
+    links: tcp::Config,
     out: &mut dyn Write,
 ) -> Result<(), LinkRankError> {
     let joined_by = Instant::now() + Duration::from_millis(launch.join_timeout_ms);
@@ -52,7 +53,15 @@ pub fn run_rank(
             let mut teller = Teller::new(Some(out), plan.verbose);
             let report = tcp::Rendezvous::bind(*listen, world, key)
                 .map_err(LinkRankError::from)
-                .and_then(|rendezvous| lead(rendezvous, joined_by, silence_max, plan, &mut teller));
+                .and_then(|rendezvous| {
+                    lead(
+                        rendezvous.with(links),
+                        joined_by,
+                        silence_max,
+                        plan,
+                        &mut teller,
+                    )
+                });
             match report {
                 Ok(report) => teller.tell(&Event::Done(Box::new(report))),
                 Err(error) => teller.tell(&Event::Failed {
@@ -62,7 +71,7 @@ pub fn run_rank(
         }
         LinkTestRole::Member { rendezvous } => {
             let (rank, world) = (Rank(launch.rank), launch.world.into());
-            let mut group = tcp::join(*rendezvous, rank, world, key, joined_by)?;
+            let mut group = tcp::join_with(links, *rendezvous, rank, world, key, joined_by)?;
             group.set_timeout(silence_max);
             let mut plan = Vec::new();
             group.broadcast(Rank(0), &mut plan)?;

@@ -70,12 +70,16 @@ struct Kind {
 impl Kind {
     /// The slowest kind that can have carried the best that was seen.
     fn of(report: &Report, place: Place) -> Self {
-        if place == Place::ThisMachine {
+        // What RDMA should carry depends on the device, which nobody tells.
+        let name = match (&*report.transport, place) {
+            (RDMA, _) => Some(RDMA),
+            ("tcp", Place::ThisMachine) => Some("loopback"),
+            (_, Place::ThisMachine) => Some("shared memory"),
+            (_, Place::Network) => None,
+        };
+        if let Some(name) = name {
             return Self {
-                name: match &*report.transport {
-                    "tcp" => "loopback",
-                    _ => "shared memory",
-                },
+                name,
                 line_gb_per_s: None,
             };
         }
@@ -193,6 +197,7 @@ const KINDS: &[(&str, f64)] = &[
     ("10 GbE", 1.18),
     ("25 GbE", 2.94),
 ];
+const RDMA: &str = "rdma";
 /// A cable and a switch that are well come this near to what the kind carries.
 const FULL: f64 = 0.75;
 /// Links of one kind differ by less.

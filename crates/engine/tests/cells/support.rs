@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use shoal_engine::client::{Client, Event, FinishReason, Hello, Request, Sampling, TokenStream};
 use shoal_engine::{EngineLimits, RankConfig, RankError, Role, run_rank};
-use shoal_fabric::{Key, Rank};
+use shoal_fabric::{Key, Rank, tcp};
 use shoal_kernels::Isa;
 use shoal_model::Shares;
 use shoal_testkit::{TinyConfig, write_to};
@@ -68,6 +68,7 @@ impl Cell {
             rank: Rank(rank),
             world: self.world,
             key: self.key.clone(),
+            links: tcp::Config::default(),
             role,
             threads: 1,
             isa: self.isa,

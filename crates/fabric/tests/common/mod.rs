@@ -5,7 +5,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use shoal_fabric::tcp::{self, Config, Rendezvous};
+use shoal_fabric::tcp::{self, Config, Rdma, Rendezvous};
 use shoal_fabric::{FabricError, Group, Key, Rank, in_process};
 
 #[derive(Clone, Copy, Debug)]
@@ -15,37 +15,70 @@ pub(crate) enum Links {
     SharedMemory,
     /// All but one rank share memory.
     Mixed,
+    Rdma,
+    /// As over Thunderbolt.
+    RdmaUnreliable,
 }
 
-const LINKS: [Links; 4] = [
-    Links::InProcess,
-    Links::Tcp,
-    Links::SharedMemory,
-    Links::Mixed,
-];
 /// Of the mixed links.
 pub(crate) const MIXED_APART: Rank = Rank(1);
 pub(crate) const PATIENT: Duration = Duration::from_secs(60);
 
-pub(crate) fn groups(links: Links, world: usize, timeout: Duration) -> Vec<Group> {
-    match links {
-        Links::InProcess => in_process(world, timeout),
-        Links::Tcp => tcp_groups("127.0.0.1:0", |_| false, world, timeout),
-        Links::SharedMemory => tcp_groups("127.0.0.1:0", |_| true, world, timeout),
-        Links::Mixed => tcp_groups("127.0.0.1:0", |rank| rank != MIXED_APART, world, timeout),
+/// Where `SHOAL_TEST_RDMA` says `rc` or `uc`, there must be a device, and the tests run over that alone.
+fn kinds() -> &'static [Links] {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "whoever runs the tests knows whether this machine must have a device"
+    )]
+    let rdma = std::env::var("SHOAL_TEST_RDMA");
+    match rdma.as_deref() {
+        Ok("rc") => &[Links::Rdma],
+        Ok("uc") => &[Links::RdmaUnreliable],
+        Ok(other) => panic!("SHOAL_TEST_RDMA is `{other}`, and may be `rc` or `uc`"),
+        Err(_) => &[
+            Links::InProcess,
+            Links::Tcp,
+            Links::SharedMemory,
+            Links::Mixed,
+        ],
     }
 }
 
-/// Forms a group in which the ranks that `share` want shared memory.
+pub(crate) fn groups(links: Links, world: usize, timeout: Duration) -> Vec<Group> {
+    let over = |rdma| Config {
+        shared_memory: false,
+        rdma,
+        tcp: false,
+    };
+    let config = |rank| match links {
+        Links::InProcess | Links::Tcp => shares(false),
+        Links::SharedMemory => shares(true),
+        Links::Mixed => shares(rank != MIXED_APART),
+        Links::Rdma => over(Rdma::Auto),
+        Links::RdmaUnreliable => over(Rdma::Unreliable),
+    };
+    match links {
+        Links::InProcess => in_process(world, timeout),
+        _ => tcp_groups("127.0.0.1:0", config, world, timeout),
+    }
+}
+
+/// Returns what leaves the choice between memory, if so wanted, and TCP.
+pub(crate) fn shares(shared_memory: bool) -> Config {
+    Config {
+        shared_memory,
+        rdma: Rdma::Off,
+        tcp: true,
+    }
+}
+
+/// Forms a group over machines, as far as its ranks can tell.
 pub(crate) fn tcp_groups(
     address: &str,
-    share: impl Fn(Rank) -> bool,
+    config: impl Fn(Rank) -> Config,
     world: usize,
     timeout: Duration,
 ) -> Vec<Group> {
-    let config = |rank| Config {
-        shared_memory: share(rank),
-    };
     let key = Key::from_token("a token of the test");
     let deadline = Instant::now() + PATIENT;
     let rendezvous = Rendezvous::bind(address.parse().expect("an address"), world, key.clone())
@@ -100,9 +133,9 @@ pub(crate) fn on_each<T: Send>(
 }
 
 pub(crate) fn everywhere(worlds: &[usize], check: impl Fn(Links, usize)) {
-    for links in LINKS {
+    for links in kinds() {
         for world in worlds {
-            check(links, *world);
+            check(*links, *world);
         }
     }
 }

@@ -5,12 +5,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use shoal_cluster::{RankLaunch, RoleLaunch, TaskLaunch, link_test};
 use shoal_engine::{EngineLimits, RankConfig, Role, run_rank};
-use shoal_fabric::Rank;
+use shoal_fabric::{Rank, tcp};
 use shoal_kernels::Isa;
 use shoal_model::Shares;
 use tracing::info_span;
 
 use crate::cli::RankArgs;
+use crate::settings;
 
 pub(crate) fn rank(args: &RankArgs) -> Result<()> {
     let mut line = String::new();
@@ -20,16 +21,17 @@ pub(crate) fn rank(args: &RankArgs) -> Result<()> {
     let launch: RankLaunch = serde_json::from_str(&line)
         .context("a rank is started by `shoal serve` or `shoal node`, which write its configuration to standard input")?;
     let _span = info_span!("rank", cell = args.cell, r = args.rank, world = args.world).entered();
+    let links = settings::transport()?;
     match launch.task.clone() {
-        TaskLaunch::Model(role) => run_rank(config(launch, role)?)?,
+        TaskLaunch::Model(role) => run_rank(config(launch, role, links)?)?,
         TaskLaunch::LinkTest(role) => {
-            link_test::run_rank(&launch, &role, &mut std::io::stdout())?;
+            link_test::run_rank(&launch, &role, links, &mut std::io::stdout())?;
         }
     }
     Ok(())
 }
 
-fn config(launch: RankLaunch, role: RoleLaunch) -> Result<RankConfig> {
+fn config(launch: RankLaunch, role: RoleLaunch, links: tcp::Config) -> Result<RankConfig> {
     let key = launch.key()?;
     let role = match role {
         RoleLaunch::Member { rendezvous } => Role::Member { rendezvous },
@@ -63,6 +65,7 @@ fn config(launch: RankLaunch, role: RoleLaunch) -> Result<RankConfig> {
         rank: Rank(launch.rank),
         world: launch.world.into(),
         key,
+        links,
         role,
         threads: launch
             .threads

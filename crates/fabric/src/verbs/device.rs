@@ -1,0 +1,201 @@
+//! RDMA devices of this machine.
+
+use std::ffi::CStr;
+use std::io;
+use std::net::Ipv4Addr;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::abi;
+use super::library::{Verbs, check, made};
+
+/// An open device whose port is up.
+pub(crate) struct Device {
+    pub(crate) verbs: Arc<Verbs>,
+    context: NonNull<abi::Context>,
+    /// As the system calls it.
+    pub(crate) name: String,
+    pub(crate) addresses: Vec<Address>,
+    /// Largest packet, as the library counts them.
+    pub(crate) mtu: u32,
+    pub(crate) lid: u16,
+    queue_pairs: AtomicUsize,
+}
+
+/// One entry of a device's table of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Address {
+    pub(crate) ip: Ipv4Addr,
+    /// Its place in the table.
+    pub(crate) index: u8,
+}
+
+// SAFETY: verbs may be called from any thread; the pointer is not used for anything else.
+unsafe impl Send for Device {}
+// SAFETY: as above, and they lock what they share.
+unsafe impl Sync for Device {}
+
+impl Device {
+    /// Opens every device of this machine that can be used.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) fn all() -> Result<Vec<Arc<Self>>, String> {
+        let verbs = Arc::new(Verbs::load()?);
+        let list =
+            List::new(&verbs).map_err(|error| format!("devices cannot be listed ({error})"))?;
+        let (mut devices, mut reasons) = (Vec::new(), Vec::new());
+        for device in list.devices() {
+            match Self::open(&verbs, *device) {
+                Ok(device) => devices.push(Arc::new(device)),
+                Err(reason) => reasons.push(reason),
+            }
+        }
+        if !devices.is_empty() {
+            Ok(devices)
+        } else if reasons.is_empty() {
+            Err("this machine has no RDMA device".to_owned())
+        } else {
+            Err(reasons.join(", "))
+        }
+    }
+
+    fn open(verbs: &Arc<Verbs>, device: *mut abi::Device) -> Result<Self, String> {
+        // SAFETY: `device` is of a list that still exists; the name is part of it and ends in a zero.
+        let name = unsafe { CStr::from_ptr((verbs.get_device_name)(device)) };
+        let name = name.to_string_lossy().into_owned();
+        // SAFETY: as above.
+        let context = made(unsafe { (verbs.open_device)(device) })
+            .map_err(|error| format!("{name} cannot be opened ({error})"))?;
+        let mut device = Self {
+            verbs: Arc::clone(verbs),
+            context,
+            name,
+            addresses: Vec::new(),
+            mtu: abi::MTU_256,
+            lid: 0,
+            queue_pairs: AtomicUsize::new(0),
+        };
+        let port = device
+            .port()
+            .map_err(|error| format!("port {PORT} of {} cannot be asked ({error})", device.name))?;
+        // Before anything else: on a port that is down, even what seems to succeed cannot be used.
+        if port.state != abi::PORT_ACTIVE {
+            return Err(format!("port {} on {}", state(port.state), device.name));
+        }
+        (device.mtu, device.lid) = (port.active_mtu, port.lid);
+        let count = u8::try_from(port.gid_tbl_len).unwrap_or(u8::MAX);
+        device.addresses = (0..count)
+            .filter_map(|index| device.address(index))
+            .collect();
+        if device.addresses.is_empty() {
+            return Err(format!("{} has no IPv4 address", device.name));
+        }
+        Ok(device)
+    }
+
+    fn port(&self) -> io::Result<abi::PortAttr> {
+        let mut port = abi::PortAttr::default();
+        // SAFETY: the device is open, and `port` is at least as large as what is filled in.
+        check(unsafe { (self.verbs.query_port)(self.context(), PORT, &raw mut port) })?;
+        Ok(port)
+    }
+
+    /// Returns an entry of the table if it holds an IPv4 address.
+    fn address(&self, index: u8) -> Option<Address> {
+        let mut gid = abi::Gid::default();
+        // SAFETY: the device is open, and `gid` is what is filled in.
+        check(unsafe { (self.verbs.query_gid)(self.context(), PORT, index.into(), &raw mut gid) })
+            .ok()?;
+        let ip = std::net::Ipv6Addr::from(gid.0).to_ipv4_mapped()?;
+        Some(Address { ip, index })
+    }
+
+    /// Takes one of the few queue pairs that a device has.
+    ///
+    /// # Errors
+    /// When all are taken.
+    pub(crate) fn take_queue_pair(&self) -> Result<(), String> {
+        let take = |taken| (taken < QUEUE_PAIRS_MAX).then_some(taken + 1);
+        match self
+            .queue_pairs
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+        {
+            Ok(_) => Ok(()),
+            Err(taken) => Err(format!(
+                "{} has all its {taken} queue pairs in use",
+                self.name
+            )),
+        }
+    }
+
+    /// Gives back what [`take_queue_pair`](Self::take_queue_pair) took.
+    pub(crate) fn return_queue_pair(&self) {
+        self.queue_pairs.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn context(&self) -> *mut abi::Context {
+        self.context.as_ptr()
+    }
+
+    /// Returns what is called through the device itself.
+    pub(crate) fn ops(&self) -> &abi::ContextOps {
+        // SAFETY: the context is open for as long as `self`, and its functions do not change.
+        unsafe { &self.context.as_ref().ops }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // SAFETY: it is open, and whatever was made of it held the device and is gone.
+        let _nothing_to_do_about_it = unsafe { (self.verbs.close_device)(self.context()) };
+    }
+}
+
+/// The devices of this machine.
+struct List<'a> {
+    verbs: &'a Verbs,
+    first: NonNull<*mut abi::Device>,
+    count: usize,
+}
+
+impl<'a> List<'a> {
+    fn new(verbs: &'a Verbs) -> io::Result<Self> {
+        let mut count = 0;
+        // SAFETY: `count` is what is filled in.
+        let first = made(unsafe { (verbs.get_device_list)(&raw mut count) })?;
+        let count = usize::try_from(count).unwrap_or(0);
+        Ok(Self {
+            verbs,
+            first,
+            count,
+        })
+    }
+
+    fn devices(&self) -> &[*mut abi::Device] {
+        // SAFETY: the list is an array of that many, and lives as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.count) }
+    }
+}
+
+impl Drop for List<'_> {
+    fn drop(&mut self) {
+        // SAFETY: it was made by the function that belongs to this one; open devices do not need it.
+        unsafe { (self.verbs.free_device_list)(self.first.as_ptr()) };
+    }
+}
+
+fn state(state: u32) -> &'static str {
+    match state {
+        1 => "DOWN",
+        2 => "INIT",
+        3 => "ARMED",
+        _ => "not ACTIVE",
+    }
+}
+
+/// Devices over Thunderbolt have this one, and others begin to count here.
+pub(crate) const PORT: u8 = 1;
+/// What a device over Thunderbolt has.
+pub(crate) const QUEUE_PAIRS_MAX: usize = 10;

@@ -1,0 +1,287 @@
+//! An ordered stream of bytes each way over a queue pair.
+//!
+//! Each message fills one slot at the other end, which must have been posted before: a sender holds a credit for each one
+//! that is. Emptied slots are posted again, and given back as credits with the next message, or with an empty one once
+//! half of them are owed. The last credit is only for giving credits back, so the two ends cannot wait for each other.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use super::message::{HEADER_BYTES, Header};
+use super::pair::QueuePair;
+use crate::socket::poll_for;
+use rustix::event::{PollFd, PollFlags};
+
+/// Both directions of a connected queue pair.
+pub(crate) struct Flow {
+    pub(crate) pair: QueuePair,
+    /// Slots to send from that are not under way.
+    free: Vec<usize>,
+    credits: usize,
+    /// Messages ever posted.
+    pub(crate) sent: u64,
+    /// Slots with bytes that nobody has read yet.
+    arrived: VecDeque<(usize, Range<usize>)>,
+    /// Messages ever received.
+    pub(crate) received: u64,
+    /// Slots posted again since credit was last given.
+    owed: usize,
+    /// Why nothing moves any more.
+    failure: Option<String>,
+}
+
+impl Flow {
+    /// Takes a queue pair that is connected.
+    pub(crate) fn new(pair: QueuePair) -> Self {
+        let slots = pair.shape().slots;
+        Self {
+            free: (slots..2 * slots).collect(),
+            credits: slots,
+            sent: 0,
+            arrived: VecDeque::with_capacity(slots),
+            received: 0,
+            owed: 0,
+            failure: None,
+            pair,
+        }
+    }
+
+    /// Sends an empty message, and waits for the one of the other end, which has to do the same.
+    ///
+    /// That the devices took each other's addresses does not mean that they reach each other.
+    ///
+    /// # Errors
+    /// Why no message came.
+    pub(crate) fn hear_hello(&mut self, deadline: Instant) -> Result<(), String> {
+        loop {
+            self.progress();
+            if self.received > 0 {
+                return Ok(());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let name = &self.pair.device().name;
+            if let Some(reason) = &self.failure {
+                return Err(format!("{reason} on {name}"));
+            } else if left.is_zero() {
+                return Err(format!("no message came through {name}"));
+            }
+            self.nap(left.min(HELLO_NAP));
+        }
+    }
+
+    /// Sends the message that [`hear_hello`](Self::hear_hello) of the other end waits for.
+    pub(crate) fn say_hello(&mut self) {
+        self.send(&[], 0..0);
+    }
+
+    /// Writes what there are slots for.
+    ///
+    /// # Errors
+    /// Why nothing can be written any more.
+    pub(crate) fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.progress();
+        let all: usize = parts.iter().map(|part| part.len()).sum();
+        let limit = all.min(BITE_BYTES);
+        let mut written = 0;
+        while written < limit && self.is_writable() {
+            written += self.send(parts, written..limit);
+        }
+        match &self.failure {
+            Some(reason) if written == 0 => Err(failed(reason)),
+            _ => Ok(written),
+        }
+    }
+
+    /// Reads what is there; nothing when nothing is.
+    ///
+    /// # Errors
+    /// Why nothing more can come; what had come before is read first.
+    pub(crate) fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.progress();
+        let limit = into.len().min(BITE_BYTES);
+        let mut filled = 0;
+        while filled < limit {
+            let Some((slot, place)) = self.arrived.front_mut() else {
+                break;
+            };
+            let step = place.len().min(limit - filled);
+            let from = place.start..place.start + step;
+            place.start += step;
+            let (slot, is_empty) = (*slot, place.start == place.end);
+            into[filled..filled + step].copy_from_slice(&self.pair.slot(slot)[from]);
+            filled += step;
+            if is_empty {
+                self.arrived.pop_front();
+                self.repost(slot);
+            }
+        }
+        self.give_credit();
+        match &self.failure {
+            Some(reason) if filled == 0 => Err(failed(reason)),
+            _ => Ok(filled),
+        }
+    }
+
+    pub(crate) fn is_readable(&self) -> bool {
+        !self.arrived.is_empty() || self.failure.is_some()
+    }
+
+    /// Whether there is room for bytes.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.failure.is_none() && self.credits > 1 && !self.free.is_empty()
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failure.is_some()
+    }
+
+    /// Whether the device is done with all that was sent.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.free.len() == self.pair.shape().slots
+    }
+
+    /// Asks to be woken by the device; false when it cannot, and one has to look again and again.
+    pub(crate) fn arm(&mut self) -> bool {
+        if self.pair.file().is_none() {
+            return false;
+        }
+        if let Err(error) = self.pair.completions().arm() {
+            self.fail(format!("the device gives no wake-ups ({error})"));
+        }
+        true
+    }
+
+    /// Takes note of all that the device has done.
+    pub(crate) fn progress(&mut self) {
+        loop {
+            let count = match self.pair.poll() {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) => return self.fail(error.to_string()),
+            };
+            for index in 0..count {
+                self.note(index);
+            }
+        }
+        self.give_credit();
+    }
+
+    /// Takes note of one completion.
+    fn note(&mut self, index: usize) {
+        let completion = self.pair.taken(index);
+        let slot = completion.slot;
+        let bytes = match completion.outcome {
+            Ok(bytes) => bytes,
+            Err(status) => return self.fail(status),
+        };
+        if slot >= self.pair.shape().slots {
+            return self.free.push(slot);
+        }
+        let message = match bytes == self.pair.shape().slot_bytes {
+            true => Header::decode(self.pair.slot(slot)),
+            false => Err(format!("a message has {bytes} bytes")),
+        };
+        match message {
+            Err(reason) => self.fail(reason),
+            Ok(header) if header.sequence != self.received => {
+                let (expected, found) = (self.received, header.sequence);
+                self.fail(format!(
+                    "message {found} arrived where {expected} was expected: one was lost"
+                ));
+            }
+            Ok(header) if self.credits + header.credits > self.pair.shape().slots => {
+                self.fail("the peer gives more credit than it has".to_owned());
+            }
+            Ok(header) => {
+                self.received += 1;
+                self.credits += header.credits;
+                match header.length {
+                    0 => self.repost(slot),
+                    length => {
+                        let place = HEADER_BYTES..HEADER_BYTES + length;
+                        self.arrived.push_back((slot, place));
+                    }
+                }
+            }
+        }
+    }
+
+    fn repost(&mut self, slot: usize) {
+        match self.pair.post_recv(slot) {
+            Ok(()) => self.owed += 1,
+            Err(error) => self.fail(format!("the device takes no receive ({error})")),
+        }
+    }
+
+    /// Gives credit by itself when much is owed and nothing else may be sent for long.
+    fn give_credit(&mut self) {
+        let may = self.failure.is_none() && self.credits > 0 && !self.free.is_empty();
+        if may && self.owed >= self.pair.shape().slots / 2 {
+            self.send(&[], 0..0);
+        }
+    }
+
+    /// Sends one message of what fits of a range of `parts` put end to end; returns how much that is.
+    fn send(&mut self, parts: &[IoSlice<'_>], range: Range<usize>) -> usize {
+        let slot = self.free.pop().expect("a slot was free");
+        let into = self.pair.slot_mut(slot);
+        let (mut skip, mut end) = (range.start, HEADER_BYTES);
+        let full = into.len().min(HEADER_BYTES + range.len());
+        for part in parts {
+            let passed = skip.min(part.len());
+            skip -= passed;
+            let part = &part[passed..];
+            let step = part.len().min(full - end);
+            into[end..end + step].copy_from_slice(&part[..step]);
+            end += step;
+        }
+        let length = end - HEADER_BYTES;
+        let header = Header {
+            length,
+            sequence: self.sent,
+            credits: std::mem::take(&mut self.owed),
+        };
+        into[..HEADER_BYTES].copy_from_slice(&header.encode());
+        self.credits -= 1;
+        self.sent += 1;
+        if let Err(error) = self.pair.post_send(slot) {
+            self.fail(format!("the device takes no send ({error})"));
+        }
+        length
+    }
+
+    /// The first reason is the one that counts: the device gives all requests back after it.
+    fn fail(&mut self, reason: String) {
+        self.failure.get_or_insert(reason);
+    }
+
+    fn nap(&mut self, time: Duration) {
+        if self.arm() {
+            self.progress();
+            if self.received > 0 || self.has_failed() {
+                return;
+            }
+        }
+        let mut fds: Vec<PollFd<'_>> = self
+            .pair
+            .file()
+            .as_ref()
+            .map(|file| PollFd::from_borrowed_fd(*file, PollFlags::IN))
+            .into_iter()
+            .collect();
+        let _next_look_tells = poll_for(&mut fds, time);
+        drop(fds);
+        self.pair.completions().hear();
+    }
+}
+
+fn failed(reason: &str) -> io::Error {
+    io::Error::other(format!("rdma: {reason}"))
+}
+
+/// The most that is copied at once: the other end takes one bite while this end puts in the next.
+const BITE_BYTES: usize = 64 * 1024;
+/// Between two looks for the first message.
+const HELLO_NAP: Duration = Duration::from_millis(1);

@@ -1,0 +1,218 @@
+//! One link over RDMA, beside the connection that it came from.
+//!
+//! Bytes go through a queue pair. The connection stays: its end is the end of the link, and before it the number of
+//! messages that the other end has sent goes over it, for the end must not overtake them. Whoever sleeps is woken by the
+//! device where it can do that; where it cannot, the sleeper takes naps.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+
+use super::flow::Flow;
+use crate::link::Interest;
+use crate::socket::{poll_for, unless_blocked};
+
+/// A link whose bytes go over RDMA.
+pub(crate) struct RdmaLink {
+    flow: Flow,
+    socket: TcpStream,
+    farewell: Farewell,
+    nap: Duration,
+}
+
+impl RdmaLink {
+    /// Takes a connection that does not block.
+    pub(crate) fn new(flow: Flow, socket: TcpStream) -> Self {
+        Self {
+            flow,
+            socket,
+            farewell: Farewell::default(),
+            nap: NAP_MIN,
+        }
+    }
+
+    pub(crate) fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self.farewell.is_said() {
+            true => Err(io::ErrorKind::BrokenPipe.into()),
+            false => self.flow.write(parts),
+        }
+    }
+
+    pub(crate) fn read(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
+        match self.flow.read(into) {
+            Ok(0) => Ok(self.farewell.is_over(self.flow.received).then_some(0)),
+            Ok(count) => {
+                self.nap = NAP_MIN;
+                Ok(Some(count))
+            }
+            Err(error) => {
+                // A peer that has left takes no more messages, which is no failure if it had said all it had to say.
+                self.farewell.hear(&self.socket);
+                match self.farewell.is_over(self.flow.received) {
+                    true => Ok(Some(0)),
+                    false => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Asks to be woken for `interest`; false when it is possible already. Either way [`awake`](Self::awake) must follow.
+    pub(crate) fn prepare_sleep(&mut self, interest: Interest) -> bool {
+        let is_woken = self.flow.arm();
+        self.flow.progress();
+        let readable = self.flow.is_readable() || self.farewell.is_over(self.flow.received);
+        let writable = self.flow.is_writable() || self.flow.has_failed() || self.farewell.is_said();
+        if !is_woken {
+            self.nap = (self.nap * 2).min(NAP_MAX);
+        }
+        !(interest.read && readable || interest.write && writable)
+    }
+
+    /// Returns how long a sleep may be, unless whatever ends it wakes the sleeper.
+    pub(crate) fn nap(&self) -> Option<Duration> {
+        self.flow.pair.file().is_none().then_some(self.nap)
+    }
+
+    /// Returns what to sleep on: the device, and the connection until its end.
+    pub(crate) fn files(&self) -> [Option<PollFd<'_>>; 2] {
+        let device = self.flow.pair.file().map(readable);
+        let socket = PollFd::new(&self.socket, PollFlags::IN);
+        [device, (!self.farewell.ended).then_some(socket)]
+    }
+
+    /// Hears what woke it, if there was anything to hear.
+    pub(crate) fn awake(&mut self, news: bool) {
+        if news {
+            self.flow.pair.completions().hear();
+            self.farewell.hear(&self.socket);
+        }
+    }
+
+    /// Waits for the device to be done with what was written, or for the other end to leave.
+    fn flush(&mut self) {
+        let until = Instant::now() + FLUSH_TIME_MAX;
+        loop {
+            let _is_woken = self.flow.arm();
+            self.flow.progress();
+            self.farewell.hear(&self.socket);
+            let left = until.saturating_duration_since(Instant::now());
+            if self.flow.is_flushed()
+                || self.flow.has_failed()
+                || self.farewell.is_said()
+                || left.is_zero()
+            {
+                return;
+            }
+            let mut fds: Vec<PollFd<'_>> = self.files().into_iter().flatten().collect();
+            let _next_look_tells = poll_for(&mut fds, left.min(NAP_MAX));
+            drop(fds);
+            self.flow.pair.completions().hear();
+        }
+    }
+}
+
+impl Drop for RdmaLink {
+    fn drop(&mut self) {
+        // What was written before the end can still be read; the queue pair takes what it has not sent with it.
+        self.flush();
+        let _the_end_says_less = self.socket.write(&self.flow.sent.to_le_bytes());
+    }
+}
+
+/// What the other end says over the connection: how many messages it has sent, and that it has left.
+#[derive(Default)]
+struct Farewell {
+    words: [u8; 8],
+    heard: usize,
+    ended: bool,
+}
+
+impl Farewell {
+    fn hear(&mut self, mut socket: &TcpStream) {
+        while !self.ended {
+            let mut beyond = [0; 8];
+            let into = match &mut self.words[self.heard..] {
+                [] => &mut beyond[..],
+                left => left,
+            };
+            match unless_blocked(socket.read(into)) {
+                Ok(None) => return,
+                Ok(Some(0)) | Err(_) => self.ended = true,
+                Ok(Some(count)) => self.heard = (self.heard + count).min(self.words.len()),
+            }
+        }
+    }
+
+    fn is_said(&self) -> bool {
+        self.ended || self.heard == self.words.len()
+    }
+
+    /// Whether nothing more comes after `received` messages. One that was torn away said no number.
+    fn is_over(&self, received: u64) -> bool {
+        match self.heard == self.words.len() {
+            true => received >= u64::from_le_bytes(self.words),
+            false => self.ended,
+        }
+    }
+}
+
+fn readable(file: BorrowedFd<'_>) -> PollFd<'_> {
+    PollFd::from_borrowed_fd(file, PollFlags::IN)
+}
+
+/// How long one sleeps that nothing wakes: from the first look in vain, doubled with each.
+const NAP_MIN: Duration = Duration::from_micros(25);
+const NAP_MAX: Duration = Duration::from_millis(2);
+/// Longer than a device repeats what gets no answer.
+const FLUSH_TIME_MAX: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    fn connection() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let address = listener.local_addr().expect("bound");
+        let ours = TcpStream::connect(address).expect("listening");
+        ours.set_nonblocking(true).expect("a fresh socket");
+        (ours, listener.accept().expect("connected").0)
+    }
+
+    /// Hears until `done`; with no time limit, so that news that never come hang the test.
+    fn hear(socket: &TcpStream, done: impl Fn(&Farewell) -> bool) -> Farewell {
+        let mut farewell = Farewell::default();
+        while !done(&farewell) {
+            farewell.hear(socket);
+        }
+        farewell
+    }
+
+    #[test]
+    fn the_end_waits_for_every_message() {
+        let (ours, mut theirs) = connection();
+        assert!(!Farewell::default().is_over(0));
+        theirs.write_all(&3_u64.to_le_bytes()[..5]).expect("room");
+        theirs.write_all(&3_u64.to_le_bytes()[5..]).expect("room");
+        let farewell = hear(&ours, Farewell::is_said);
+        assert!(!farewell.is_over(2) && farewell.is_over(3));
+        drop(theirs);
+        let farewell = hear(&ours, |farewell| farewell.ended);
+        assert!(farewell.is_over(0), "nothing was said on what is left");
+    }
+
+    #[test]
+    fn a_connection_that_is_torn_ends_at_once() {
+        for said in [0, 7] {
+            let (ours, mut theirs) = connection();
+            theirs.write_all(&[9; 8][..said]).expect("room");
+            drop(theirs);
+            let farewell = hear(&ours, |farewell| farewell.ended);
+            assert!(farewell.is_said() && farewell.is_over(0), "{said}");
+        }
+    }
+}
