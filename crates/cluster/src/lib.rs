@@ -5,6 +5,7 @@
 //! - [`node::Node`] lends this machine to a cell: it waits for a front that knows the token and starts a rank for it.
 //! - [`link_test`] starts ranks that measure the links between machines instead of loading a model.
 //! - [`copy`] moves files between this machine and nodes.
+//! - [`hostfile`] reads and writes the lists of machines that `mlx.launch` uses.
 //! - [`store`] fetches, lists and removes models.
 //!
 //! Ranks are processes of the same binary, started with a [`RankLaunch`] on standard input, so that no secret is seen
@@ -16,6 +17,7 @@ mod control;
 pub mod copy;
 mod doorstep;
 mod found;
+pub mod hostfile;
 mod launch;
 pub mod link_test;
 pub mod node;
