@@ -5,6 +5,7 @@
 //! - [`node::Node`] lends this machine to a cell: it waits for a front that knows the token and starts a rank for it.
 //! - [`link_test`] starts ranks that measure the links between machines instead of loading a model.
 //! - [`copy`] moves files between this machine and nodes.
+//! - [`discover`] finds out how machines are cabled, and what follows from it.
 //! - [`hostfile`] reads and writes the lists of machines that `mlx.launch` uses.
 //! - [`store`] fetches, lists and removes models.
 //!
@@ -15,6 +16,7 @@
 mod cell;
 mod control;
 pub mod copy;
+pub mod discover;
 mod doorstep;
 mod found;
 pub mod hostfile;
