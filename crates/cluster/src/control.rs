@@ -16,7 +16,7 @@ pub(crate) enum Order {
     End { cell: String },
     /// Copy files; the connection is the copy's from here on. Only the first order on a connection can be this one.
     Copy(CopyOrder),
-    /// Keeps the connection known to be alive.
+    /// To be answered at once; keeps the connection known to be alive, at both ends.
     Ping,
 }
 
@@ -51,6 +51,8 @@ pub(crate) enum Task {
 pub(crate) enum Report {
     /// The rank runs.
     Spawned { pid: u32 },
+    /// The answer to a ping.
+    Pong,
     /// The rank could not be started, or ended.
     Ended { reason: String },
 }

@@ -253,7 +253,8 @@ fn obey(
     let mut order = first;
     loop {
         match order {
-            Order::Ping | Order::Copy(_) => {}
+            Order::Ping => report(sender, &Report::Pong)?,
+            Order::Copy(_) => {}
             Order::End { cell } => shared.end(&cell),
             Order::Spawn(order) => match shared.spawn(&order, front) {
                 Ok(process) => {
@@ -346,6 +347,9 @@ mod tests {
                 join_timeout_ms: 1,
                 task: Task::Model,
             };
+            front.send(&encode(&Order::Ping)).expect("it reads");
+            let pong = decode(&front.recv(None).expect("it answers"));
+            assert!(matches!(pong, Ok(Report::Pong)));
             front.send(&encode(&Order::Spawn(order))).expect("it reads");
             let report = decode(&front.recv(None).expect("it answers"));
             let Report::Ended { reason } = report.expect("a report") else {

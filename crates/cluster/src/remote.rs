@@ -1,6 +1,7 @@
 //! A node on another machine, as the supervisor sees it.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use shoal_fabric::{FabricError, Key};
 use thiserror::Error;
 
 use crate::control::{Order, Report, Spawn, decode, encode};
+use crate::supervisor::TICK;
 
 /// A connection to a node and what it reported.
 pub(crate) struct RemoteNode {
@@ -18,7 +20,17 @@ pub(crate) struct RemoteNode {
     local_ip: IpAddr,
     is_here: bool,
     sender: Mutex<Sender>,
-    ended: Arc<Mutex<Option<String>>>,
+    news: Arc<News>,
+}
+
+/// What the node has said.
+#[derive(Default)]
+struct News {
+    /// How its rank ended, in words.
+    ended: Mutex<Option<String>>,
+    /// Pings since it last said anything; counted from when its rank runs, because starting one may take it a while.
+    unanswered: AtomicU32,
+    has_rank: AtomicBool,
 }
 
 /// A node cannot be used. The fabric's message names it and says what to do.
@@ -33,20 +45,21 @@ impl RemoteNode {
         let local_ip = channel.local_addr()?.ip();
         let is_here = local_ip == channel.peer_addr().ip();
         let (sender, mut receiver) = channel.split();
-        let ended = Arc::new(Mutex::new(None));
-        let heard = Arc::clone(&ended);
+        let news = Arc::new(News::default());
+        let heard = Arc::clone(&news);
         thread::spawn(move || {
-            // The node speaks only when there is news, so its silence means nothing and a deadline would be wrong. A
-            // connection that ends, or whose other machine vanishes, ends the wait by itself; a node that hangs does not,
-            // and takes nothing from its rank, which the fabric watches.
+            // Without a deadline: pings that go unanswered are counted where they are sent, so that a front which was
+            // itself stopped for a while blames nobody.
             let reason = loop {
                 match receiver.recv(None).and_then(|bytes| decode(&bytes)) {
-                    Ok(Report::Spawned { .. }) => {}
+                    Ok(Report::Pong) => {}
+                    Ok(Report::Spawned { .. }) => heard.has_rank.store(true, Ordering::Relaxed),
                     Ok(Report::Ended { reason }) => break reason,
                     Err(error) => break format!("its node left: {error}"),
                 }
+                heard.unanswered.store(0, Ordering::Relaxed);
             };
-            *heard.lock().expect("no panic under this lock") = Some(reason);
+            *heard.ended.lock().expect("no panic under this lock") = Some(reason);
         });
         Ok(Self {
             address: address.to_owned(),
@@ -54,7 +67,7 @@ impl RemoteNode {
             local_ip,
             is_here,
             sender: Mutex::new(sender),
-            ended,
+            news,
         })
     }
 
@@ -95,15 +108,27 @@ impl RemoteNode {
         Ok(self.order(&Order::Spawn(order))?)
     }
 
-    /// Keeps the connection alive.
+    /// Asks for an answer; to be called every [`TICK`].
     pub(crate) fn ping(&self) {
-        // A node that is gone shows in `ended`, or as a lost rank.
+        if self.news.has_rank.load(Ordering::Relaxed) {
+            self.news.unanswered.fetch_add(1, Ordering::Relaxed);
+        }
+        // A node that is gone shows in `ended`, in `silence`, or as a lost rank.
         let _ = self.order(&Order::Ping);
+    }
+
+    /// In words, that the node's machine does not answer any more; `None` while it does.
+    pub(crate) fn silence(&self) -> Option<String> {
+        (self.news.unanswered.load(Ordering::Relaxed) >= UNANSWERED_MAX).then(|| {
+            let silent_ms = TICK.as_millis() * u128::from(UNANSWERED_MAX);
+            format!("its machine has not answered for {silent_ms} ms: it is down, or cut off")
+        })
     }
 
     /// How the rank ended, in words, or `None` while it runs.
     pub(crate) fn ended(&self) -> Option<String> {
-        self.ended.lock().expect("no panic under this lock").clone()
+        let ended = self.news.ended.lock();
+        ended.expect("no panic under this lock").clone()
     }
 
     fn order(&self, order: &Order) -> Result<(), FabricError> {
@@ -123,3 +148,5 @@ impl Drop for RemoteNode {
 }
 
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
+/// With one tick until the first ping after the loss, and one until it is looked at, a loss is known within 2 s.
+const UNANSWERED_MAX: u32 = 4;

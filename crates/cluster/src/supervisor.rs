@@ -60,6 +60,17 @@ impl Member {
         };
         Some(Loss { rank, reason })
     }
+
+    /// A rank whose machine does not answer, or `None` while all do.
+    fn silence(&self) -> Option<Loss> {
+        match self {
+            Self::Remote(rank, node) => Some(Loss {
+                rank: *rank,
+                reason: node.silence()?,
+            }),
+            Self::Local(..) | Self::Found(_) => None,
+        }
+    }
 }
 
 impl Supervisor {
@@ -335,6 +346,10 @@ impl Supervisor {
                     {
                         return Event::Lost(loss);
                     }
+                    // Nobody is blamed by a machine that has vanished; it is not waited for.
+                    if let Some(loss) = members.iter().find_map(Member::silence) {
+                        return Event::Lost(loss);
+                    }
                     ping(members);
                 }
             }
@@ -409,7 +424,7 @@ const POLL_EVERY: Duration = Duration::from_millis(10);
 const ATTACH_WAIT: Duration = Duration::from_secs(10);
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(5);
 /// How often the ranks are looked after; well within the silence that a node puts up with.
-pub(crate) const TICK: Duration = Duration::from_secs(1);
+pub(crate) const TICK: Duration = Duration::from_millis(325);
 /// How long the client may take to name the rank that was lost, once another has ended: longer than it bears rank 0's
 /// silence beyond what the ranks do.
 const BLAME_WAIT: Duration = Duration::from_secs(4);

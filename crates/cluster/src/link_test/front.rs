@@ -289,7 +289,8 @@ impl Ranks {
     /// The first rank that has ended, and how.
     fn ended(&self) -> Option<(Rank, String)> {
         let here = self.processes.iter().map(|(rank, it)| (*rank, it.ended()));
-        let elsewhere = self.nodes.iter().map(|(rank, it)| (*rank, it.ended()));
+        let gone = |node: &RemoteNode| node.ended().or_else(|| node.silence());
+        let elsewhere = self.nodes.iter().map(|(rank, it)| (*rank, gone(it)));
         here.chain(elsewhere)
             .find_map(|(rank, ended)| Some((rank, ended?)))
     }
