@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use shoal_fabric::{FabricError, Key};
 
 use crate::copy::CopyOrder;
+use crate::link_test::Carrier;
 
 /// Front to node.
 #[derive(Serialize, Deserialize)]
@@ -42,7 +43,7 @@ pub(crate) enum Task {
     /// To hold its part of a model.
     Model,
     /// To test its links.
-    LinkTest,
+    LinkTest(Carrier),
 }
 
 /// Node to front.

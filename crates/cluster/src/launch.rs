@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use shoal_fabric::Key;
 use thiserror::Error;
 
-use crate::link_test::Plan;
+use crate::link_test::{Carrier, Plan};
 
 /// Everything a rank process needs to know; written to its standard input as one line of JSON.
 ///
@@ -97,11 +97,15 @@ pub enum LinkTestRole {
         listen: SocketAddr,
         /// What all of them do.
         plan: Plan,
+        /// What shall carry the bytes.
+        carrier: Carrier,
     },
     /// Any other rank: the plan arrives over the fabric.
     Member {
         /// Where rank 0 waits.
         rendezvous: SocketAddr,
+        /// What shall carry the bytes.
+        carrier: Carrier,
     },
 }
 

@@ -5,6 +5,7 @@
 //! standard output. [`Verdict`] says in words what the figures mean. All of it uses the public collectives of the fabric only,
 //! so it measures whatever links the fabric has chosen.
 
+mod carrier;
 mod check;
 mod front;
 mod links;
@@ -15,6 +16,7 @@ mod verdict;
 
 use serde::{Deserialize, Serialize};
 
+pub use carrier::Carrier;
 pub use front::{LinkTest, LinkTestConfig, LinkTestError};
 pub use rank::{LinkRankError, run_rank};
 pub use report::{

@@ -189,7 +189,10 @@ impl Shared {
             join_timeout_ms: order.join_timeout_ms,
             task: match order.task {
                 Task::Model => TaskLaunch::Model(RoleLaunch::Member { rendezvous }),
-                Task::LinkTest => TaskLaunch::LinkTest(LinkTestRole::Member { rendezvous }),
+                Task::LinkTest(carrier) => TaskLaunch::LinkTest(LinkTestRole::Member {
+                    rendezvous,
+                    carrier,
+                }),
             },
         };
         let process =

@@ -5,15 +5,19 @@
 )]
 
 mod copy;
+mod discover;
 mod fabric;
+mod machines;
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-pub(crate) use copy::{CopyArgs, Place};
-pub(crate) use fabric::{FabricAction, FabricArgs, LinkTestArgs};
+pub(crate) use copy::{CopyArgs, DEFAULT_PORT, Place};
+pub(crate) use discover::{DiscoverArgs, OverArg};
+pub(crate) use fabric::{FabricAction, FabricArgs, LinkTestArgs, TransportArg};
+pub(crate) use machines::MachineArgs;
 
 /// Runs one large language model across the machines you already own.
 #[derive(Parser)]
@@ -184,17 +188,13 @@ pub(crate) struct ServeArgs {
     #[arg(long, required_unless_present = "attach")]
     pub(crate) model: Option<String>,
     /// Number of nodes, all on this machine [default: 1].
-    #[arg(long, conflicts_with = "peer", value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, conflicts_with = "machines", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) nodes: Option<u16>,
-    /// A machine that runs `shoal node`, as HOST:PORT; once for each. This machine is rank 0.
-    #[arg(long, value_name = "HOST:PORT", requires = "token_file")]
-    pub(crate) peer: Vec<String>,
-    /// File with the token that the nodes were started with.
-    #[arg(long, value_name = "FILE", requires = "peer")]
-    pub(crate) token_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) machines: MachineArgs,
     /// Take over a running cell whose front is gone, without loading the model again.
     #[arg(long, conflicts_with_all = [
-        "nodes", "peer", "threads", "ctx", "share", "batch", "queue", "orphan_timeout", "step_timeout",
+        "nodes", "machines", "threads", "ctx", "share", "batch", "queue", "orphan_timeout", "step_timeout",
     ])]
     pub(crate) attach: bool,
     #[command(flatten)]

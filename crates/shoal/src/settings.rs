@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use shoal_cluster::hostfile::{EnvironmentError, Launched};
 use shoal_cluster::store::{HubConfig, Store};
 use shoal_fabric::tcp;
 
@@ -46,6 +47,11 @@ pub(crate) fn transport() -> Result<tcp::Config> {
         Some(name) => Ok(name.parse().context("reading SHOAL_TRANSPORT")?),
         None => Ok(tcp::Config::default()),
     }
+}
+
+/// What `mlx.launch` says of this process, if it started it: `MLX_RANK` and what belongs to it, or `JACCL_RANK`.
+pub(crate) fn launched() -> Result<Option<Launched>, EnvironmentError> {
+    Launched::from_lookup(variable)
 }
 
 #[expect(

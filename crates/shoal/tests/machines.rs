@@ -267,6 +267,87 @@ fn fabric_test_ends_with_its_ranks_whoever_goes_first() {
     }
 }
 
+#[test]
+fn discovery_shows_this_machine_and_changes_nothing() {
+    let house = House::new();
+    let output = house.shoal(&["fabric", "discover", "--json"], &[]);
+    assert!(output.status.success(), "{output:?}");
+    let printed: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one object");
+    assert!(printed["machine"]["name"].is_string() && printed["machine"]["interfaces"].is_array());
+    assert_eq!(printed["hostfile"], serde_json::Value::Null);
+    let text = house.shoal(&["fabric", "discover"], &[]);
+    let text = String::from_utf8(text.stdout).expect("UTF-8");
+    assert!(
+        text.contains("\ninterfaces\n") && text.contains("\nRDMA devices\n"),
+        "{text}"
+    );
+    let matrix = house.file("devices.json", br#"[[null, "a"], ["b", null]]"#);
+    let devices = format!("MLX_IBV_DEVICES={matrix}");
+    let variables = [
+        "MLX_RANK=1",
+        &devices,
+        "MLX_JACCL_COORDINATOR=10.0.0.1:32323",
+    ];
+    let launched = house.shoal(&["fabric", "discover"], &variables);
+    let launched = String::from_utf8(launched.stdout).expect("UTF-8");
+    let line = "started by mlx.launch: rank 1 of 2, RDMA, coordinator 10.0.0.1:32323";
+    assert!(launched.contains(line), "{launched}");
+    let graph = house.shoal(&["fabric", "discover", "--dot"], &[]);
+    assert!(graph.stdout.starts_with(b"graph fabric {"), "{graph:?}");
+
+    let hosts = house.file_path("hosts.json");
+    let alone = house.shoal(&["fabric", "discover", "--hostfile", &hosts], &[]);
+    assert!(
+        error_of(&alone).contains("one machine has nobody to be linked with"),
+        "{alone:?}"
+    );
+    assert!(!Path::new(&hosts).exists());
+    let strange = house.file("strange.json", b"{}");
+    let output = house.shoal(&["fabric", "discover", "--from", &strange], &[]);
+    assert!(
+        error_of(&output).contains("is not what `shoal fabric discover --json` prints"),
+        "{output:?}"
+    );
+
+    // Two recordings of one machine are no two machines.
+    let own = house.file("own.json", printed.to_string().as_bytes());
+    let output = house.shoal(
+        &["fabric", "discover", "--from", &own, "--hostfile", &hosts],
+        &[],
+    );
+    assert!(
+        error_of(&output).contains("two recordings are of"),
+        "{output:?}"
+    );
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn discovery_sets_up_no_network_but_that_of_macs() {
+    let house = House::new();
+    let output = house.shoal(&["fabric", "discover", "--json"], &[]);
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let mut other: serde_json::Value = serde_json::from_str(&text).expect("one object");
+    other["machine"]["name"] = "another".into();
+    let interface =
+        serde_json::json!({"name": "x0", "is_up": true, "addresses": ["203.0.113.9/24"]});
+    other["machine"]["interfaces"] = serde_json::json!([interface]);
+    let other = house.file("another.json", other.to_string().as_bytes());
+    let args = ["fabric", "discover", "--from", &other];
+    let apart = house.shoal(&args, &[]);
+    let apart = String::from_utf8(apart.stdout).expect("UTF-8");
+    assert!(
+        apart.contains("no network has an address of every machine"),
+        "{apart}"
+    );
+    let output = house.shoal(&[&args[..], &["--apply"]].concat(), &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        error_of(&output).contains("--apply sets up Thunderbolt links of Macs only"),
+        "{output:?}"
+    );
+}
+
 /// The object of a link test that ran to its end and found every byte right. How fast a busy machine is, no test can say:
 /// the exit status has to agree with the object, whichever it is.
 fn link_test_outcome(output: &Output) -> serde_json::Value {

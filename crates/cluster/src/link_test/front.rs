@@ -13,7 +13,7 @@ use shoal_fabric::{Key, Rank};
 use thiserror::Error;
 
 use super::report::{Event, Report};
-use super::{Place, Plan};
+use super::{Carrier, Place, Plan};
 use crate::cell::Placement;
 use crate::control::{Spawn, Task, formation_key};
 use crate::launch::{LaunchError, LinkTestRole, Program, RankLaunch, RankProcess, TaskLaunch};
@@ -35,6 +35,8 @@ pub struct LinkTestConfig {
     pub placement: Placement,
     /// What they do.
     pub plan: Plan,
+    /// What shall carry the bytes.
+    pub carrier: Carrier,
     /// Longest time for the ranks to find each other.
     pub join_timeout: Duration,
     /// Longest silence of a rank before it counts as lost; more than 10 s, since ranks also wait for each other's turns.
@@ -175,6 +177,7 @@ impl Conductor {
         let root = LinkTestRole::Root {
             listen: SocketAddr::new(listen, 0),
             plan: self.config.plan.clone(),
+            carrier: self.config.carrier,
         };
         let (process, stdout) =
             RankProcess::spawn_telling(&self.program, &self.launch(0, &key, root))?;
@@ -190,7 +193,14 @@ impl Conductor {
         if let Placement::Local { nodes } = self.config.placement {
             let rendezvous = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
             for rank in 1..nodes {
-                let launch = self.launch(rank, &key, LinkTestRole::Member { rendezvous });
+                let launch = self.launch(
+                    rank,
+                    &key,
+                    LinkTestRole::Member {
+                        rendezvous,
+                        carrier: self.config.carrier,
+                    },
+                );
                 let process = RankProcess::spawn(&self.program, &launch)?;
                 self.started(rank, Some(process.pid()));
                 ranks.processes.push((Rank(rank), process));
@@ -205,7 +215,7 @@ impl Conductor {
                 rendezvous_port: port,
                 step_timeout_ms: millis(self.config.silence_max),
                 join_timeout_ms: millis(self.config.join_timeout),
-                task: Task::LinkTest,
+                task: Task::LinkTest(self.config.carrier),
             })?;
             self.started(rank, None);
             ranks.nodes.push((Rank(rank), node));

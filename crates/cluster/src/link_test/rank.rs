@@ -7,10 +7,10 @@ use shoal_fabric::{FabricError, Group, Rank, tcp};
 use thiserror::Error;
 use tracing::info;
 
-use super::Plan;
 use super::check::drawn;
 use super::measure::{decode, encode, examine};
 use super::report::{Event, Report};
+use super::Plan;
 use crate::launch::{BadKey, LinkTestRole, RankLaunch};
 
 /// Why a rank's test ends early; each message is one line.
@@ -34,28 +34,32 @@ pub enum LinkRankError {
 }
 
 /// Lives the whole life of a testing rank. Rank 0 writes [`Event`]s to `out`, the last of which says how the test went;
-/// the others write nothing.
+/// the others write nothing. Links are as `usual` unless the test is of another carrier.
 ///
 /// # Errors
 /// [`LinkRankError`], on rank 0 only if it could not tell it.
 pub fn run_rank(
     launch: &RankLaunch,
     role: &LinkTestRole,
-    links: tcp::Config,
+    usual: tcp::Config,
     out: &mut dyn Write,
 ) -> Result<(), LinkRankError> {
     let joined_by = Instant::now() + Duration::from_millis(launch.join_timeout_ms);
     let silence_max = Duration::from_millis(launch.step_timeout_ms);
     let key = launch.key()?;
     match role {
-        LinkTestRole::Root { listen, plan } => {
+        LinkTestRole::Root {
+            listen,
+            plan,
+            carrier,
+        } => {
             let world = launch.world.into();
             let mut teller = Teller::new(Some(out), plan.verbose);
             let report = tcp::Rendezvous::bind(*listen, world, key)
                 .map_err(LinkRankError::from)
                 .and_then(|rendezvous| {
                     lead(
-                        rendezvous.with(links),
+                        rendezvous.with(carrier.config(usual)),
                         joined_by,
                         silence_max,
                         plan,
@@ -69,8 +73,12 @@ pub fn run_rank(
                 }),
             }
         }
-        LinkTestRole::Member { rendezvous } => {
+        LinkTestRole::Member {
+            rendezvous,
+            carrier,
+        } => {
             let (rank, world) = (Rank(launch.rank), launch.world.into());
+            let links = carrier.config(usual);
             let mut group = tcp::join_with(links, *rendezvous, rank, world, key, joined_by)?;
             group.set_timeout(silence_max);
             let mut plan = Vec::new();

@@ -113,7 +113,8 @@ fn rate(text: &str) -> Result<u64, String> {
 }
 
 /// What the examples of `shoal node` listen on.
-const DEFAULT_PORT: u16 = 7070;
+/// Where a node is awaited when nobody says otherwise.
+pub(crate) const DEFAULT_PORT: u16 = 7070;
 
 #[cfg(test)]
 mod tests {

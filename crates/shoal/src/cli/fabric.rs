@@ -1,8 +1,8 @@
 //! Flags of `shoal fabric`.
 
-use std::path::PathBuf;
+use clap::{Args, Subcommand, ValueEnum};
 
-use clap::{Args, Subcommand};
+use super::{DiscoverArgs, MachineArgs};
 
 #[derive(Args)]
 pub(crate) struct FabricArgs {
@@ -12,6 +12,8 @@ pub(crate) struct FabricArgs {
 
 #[derive(Subcommand)]
 pub(crate) enum FabricAction {
+    /// Show devices, ports, links and addresses, warn of what keeps them from working, and propose how to link machines.
+    Discover(DiscoverArgs),
     /// Test the links: is every byte right, how late, how fast, and is that what such a link should do?
     Test(LinkTestArgs),
 }
@@ -20,14 +22,13 @@ pub(crate) enum FabricAction {
 #[command(after_help = "Exit status: 0 when the links are healthy, 1 when they are not.")]
 pub(crate) struct LinkTestArgs {
     /// Number of nodes, all on this machine.
-    #[arg(long, required_unless_present = "peer", conflicts_with = "peer", value_parser = clap::value_parser!(u16).range(2..=64))]
+    #[arg(long, required_unless_present = "machines", conflicts_with = "machines", value_parser = clap::value_parser!(u16).range(2..=64))]
     pub(crate) nodes: Option<u16>,
-    /// A machine that runs `shoal node`, as HOST:PORT; once for each. This machine is rank 0.
-    #[arg(long, value_name = "HOST:PORT", requires = "token_file")]
-    pub(crate) peer: Vec<String>,
-    /// File with the token that the nodes were started with.
-    #[arg(long, value_name = "FILE", requires = "peer")]
-    pub(crate) token_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) machines: MachineArgs,
+    /// What carries the bytes: auto takes shared memory where two ranks are on one machine, then RDMA, then TCP.
+    #[arg(long, value_enum, default_value_t = TransportArg::Auto)]
+    pub(crate) transport: TransportArg,
     /// Sizes to 16 MiB and 5 rounds.
     #[arg(long, conflicts_with = "stress")]
     pub(crate) quick: bool,
@@ -52,6 +53,18 @@ pub(crate) struct LinkTestArgs {
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum TransportArg {
+    /// The best that two ranks find.
+    Auto,
+    /// TCP, on one machine too.
+    Tcp,
+    /// Shared memory, and nothing else.
+    SharedMemory,
+    /// RDMA devices, and nothing else.
+    Rdma,
 }
 
 /// Takes bytes, or KiB, MiB, GiB with a letter.

@@ -6,16 +6,17 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 use shoal_cluster::Placement;
 use shoal_cluster::link_test::{
-    Checked, Event, Grade, LinkTest, LinkTestConfig, Place, Plan, Report, Spread, Verdict,
+    Carrier, Checked, Event, Grade, LinkTest, LinkTestConfig, Place, Plan, Report, Spread, Verdict,
 };
 
-use super::{cell, runtime};
-use crate::cli::{FabricAction, FabricArgs, LinkTestArgs, LogArgs};
+use super::{cell, discover, placement, runtime};
+use crate::cli::{FabricAction, FabricArgs, LinkTestArgs, LogArgs, TransportArg};
 use crate::progress::{megabytes, note, say};
 use crate::signals::Signals;
 
 pub(crate) fn fabric(args: &FabricArgs, logs: &LogArgs) -> Result<()> {
     match &args.action {
+        FabricAction::Discover(args) => discover::discover(args),
         FabricAction::Test(args) => test(args, logs),
     }
 }
@@ -67,13 +68,10 @@ impl Failure {
 }
 
 fn config(args: &LinkTestArgs) -> Result<LinkTestConfig> {
-    let placement = match (&args.token_file, args.nodes) {
-        (Some(token_file), None) => Placement::Peers {
-            addresses: args.peer.clone(),
-            token_file: std::path::absolute(token_file)?,
-        },
-        (_, nodes) => Placement::Local {
-            nodes: nodes.context("give --nodes N, or --peer HOST:PORT with --token-file FILE")?,
+    let placement = match (placement::of(&args.machines)?, args.nodes) {
+        (Some(peers), _) => peers,
+        (None, nodes) => Placement::Local {
+            nodes: nodes.context("give --nodes N, or machines by --peer or --hostfile")?,
         },
     };
     cell::check_peers(&placement)?;
@@ -93,6 +91,12 @@ fn config(args: &LinkTestArgs) -> Result<LinkTestConfig> {
     Ok(LinkTestConfig {
         placement,
         plan,
+        carrier: match args.transport {
+            TransportArg::Auto => Carrier::Auto,
+            TransportArg::Tcp => Carrier::Tcp,
+            TransportArg::SharedMemory => Carrier::SharedMemory,
+            TransportArg::Rdma => Carrier::Rdma,
+        },
         join_timeout: JOIN_TIMEOUT,
         silence_max: SILENCE_MAX,
     })

@@ -10,7 +10,7 @@ use shoal_server::{Generator, ModelText, ServerConfig};
 use tokio::net::TcpListener;
 use tracing::info;
 
-use super::{cell, model, runtime};
+use super::{cell, model, placement, runtime};
 use crate::cli::{HttpArgs, LogArgs, ServeArgs, UpArgs};
 use crate::model_file::ModelFile;
 use crate::progress::say;
@@ -30,15 +30,9 @@ pub(crate) fn serve(args: &ServeArgs, logs: &LogArgs) -> Result<()> {
         .model
         .as_deref()
         .expect("clap requires it without --attach");
-    let placement = match (&args.token_file, args.peer.is_empty()) {
-        (Some(token_file), false) => Placement::Peers {
-            addresses: args.peer.clone(),
-            token_file: std::path::absolute(token_file)?,
-        },
-        _ => Placement::Local {
-            nodes: args.nodes.unwrap_or(1),
-        },
-    };
+    let placement = placement::of(&args.machines)?.unwrap_or(Placement::Local {
+        nodes: args.nodes.unwrap_or(1),
+    });
     start(model, placement, &args.cell, &args.http, logs)
 }
 
