@@ -1,0 +1,214 @@
+//! Hosts with addresses of their own on one machine: network namespaces, joined by a bridge in a namespace of its own.
+//!
+//! Nothing has a name outside: a namespace is held by a process that reads from this one, and ends with it, however that
+//! ends. Each host also has its own host name, `/sys` and `/dev/shm`, so that ranks on two hosts share no memory.
+
+use std::io::{BufRead, BufReader};
+use std::os::fd::AsFd;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// Hosts on one network, each with the interface `eth0`.
+pub(crate) struct Network {
+    switch: Namespace,
+    hosts: Vec<Namespace>,
+}
+
+/// What breaks a network.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Harm {
+    /// A host's cable is pulled.
+    Cable(usize),
+    /// What one host sends to another is lost, in this direction alone.
+    Way { from: usize, to: usize },
+}
+
+/// A namespace, for as long as this lives.
+struct Namespace(Child);
+
+impl Network {
+    /// Makes `hosts` hosts, or says why it cannot, aloud; with `SHOAL_REQUIRE_NETNS=1` that is a failure.
+    pub(crate) fn of(hosts: usize) -> Option<Self> {
+        match Self::make(hosts) {
+            Ok(network) => Some(network),
+            Err(reason) => {
+                assert!(
+                    !is_required(),
+                    "network namespaces are required, and there are none: {reason}"
+                );
+                eprintln!(
+                    "SKIPPED, NOT TESTED: this machine has no network namespaces for us ({reason}); run as root"
+                );
+                None
+            }
+        }
+    }
+
+    fn make(hosts: usize) -> Result<Self, String> {
+        let network = Self {
+            switch: Namespace::new("switch")?,
+            hosts: (0..hosts)
+                .map(|host| Namespace::new(&format!("host{host}")))
+                .collect::<Result<_, _>>()?,
+        };
+        network.switch.run("ip link add br0 type bridge")?;
+        network.switch.run("ip link set br0 up")?;
+        for (at, host) in network.hosts.iter().enumerate() {
+            let pid = host.0.id();
+            network.switch.run(&format!(
+                "ip link add port{at} type veth peer name eth0 netns {pid}"
+            ))?;
+            network
+                .switch
+                .run(&format!("ip link set port{at} master br0 up"))?;
+            host.run(&format!("ip address add {}/24 dev eth0", Self::ip(at)))?;
+            host.run("ip link set eth0 up")?;
+        }
+        Ok(network)
+    }
+
+    /// The address of a host.
+    pub(crate) fn ip(host: usize) -> String {
+        format!("10.77.0.{}", host + 1)
+    }
+
+    /// Makes `command` run on a host.
+    pub(crate) fn on(&self, host: usize, command: &Command) -> Command {
+        let mut inside = self.hosts[host].enter();
+        inside.arg(command.get_program()).args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => inside.env(name, value),
+                None => inside.env_remove(name),
+            };
+        }
+        inside.stdin(Stdio::null());
+        inside
+    }
+
+    /// Does `work` on a host: sockets that it opens are the host's.
+    pub(crate) fn inside<T: Send>(&self, host: usize, work: impl FnOnce() -> T + Send) -> T {
+        let path = format!("/proc/{}/ns/net", self.hosts[host].0.id());
+        let namespace = std::fs::File::open(path).expect("its holder lives");
+        // A namespace is entered by one thread.
+        thread::scope(|scope| {
+            let working = scope.spawn(move || {
+                let kind = Some(LinkNameSpaceType::Network);
+                move_into_link_name_space(namespace.as_fd(), kind).expect("we are root");
+                work()
+            });
+            working
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Does harm to the network.
+    pub(crate) fn harm(&self, harm: Harm) {
+        match harm {
+            Harm::Cable(host) => self.switch.must(&format!("ip link set port{host} down")),
+            // Whatever one sends to the other goes to an address that nobody has.
+            Harm::Way { from, to } => self.hosts[from].must(&format!(
+                "ip neighbour replace {} lladdr 02:00:00:00:00:ff dev eth0 nud permanent",
+                Self::ip(to)
+            )),
+        }
+    }
+
+    /// Undoes it.
+    pub(crate) fn heal(&self, harm: Harm) {
+        match harm {
+            Harm::Cable(host) => self.switch.must(&format!("ip link set port{host} up")),
+            Harm::Way { from, to } => {
+                self.hosts[from].must(&format!("ip neighbour delete {} dev eth0", Self::ip(to)));
+            }
+        }
+    }
+
+    /// Bounds what a host sends.
+    pub(crate) fn limit(&self, host: usize, rate: &str) {
+        self.hosts[host].must(&format!(
+            "tc qdisc replace dev eth0 root tbf rate {rate} burst 32kb latency 400ms"
+        ));
+    }
+
+    /// Delays, loses or reorders what a host sends; says, aloud, when the system cannot.
+    pub(crate) fn disturb(&self, host: usize, how: &str) -> bool {
+        let disturbed =
+            self.hosts[host].run(&format!("tc qdisc replace dev eth0 root netem {how}"));
+        if let Err(reason) = &disturbed {
+            eprintln!("SKIPPED, NOT TESTED: the network cannot be disturbed by {how} ({reason})");
+        }
+        disturbed.is_ok()
+    }
+}
+
+impl Namespace {
+    fn new(name: &str) -> Result<Self, String> {
+        let script = format!(
+            "mount -t tmpfs tmpfs /dev/shm && mount -t sysfs sysfs /sys && hostname {name} && ip link set lo up && echo up \
+             && exec cat"
+        );
+        let held = Command::new("unshare")
+            .args(["--net", "--mount", "--uts", "sh", "-c", &script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        let mut held = Self(held.map_err(|error| format!("unshare: {error}"))?);
+        let mut line = String::new();
+        let stdout = held.0.stdout.as_mut().expect("stdout is piped");
+        let _the_line_tells = BufReader::new(stdout).read_line(&mut line);
+        if line.trim() == "up" {
+            return Ok(held);
+        }
+        let mut reason = String::new();
+        let stderr = held.0.stderr.as_mut().expect("stderr is piped");
+        let _may_be_empty = std::io::Read::read_to_string(stderr, &mut reason);
+        Err(reason.trim().to_owned())
+    }
+
+    fn enter(&self) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--net", "--mount", "--uts", "--target"]);
+        command.args([&self.0.id().to_string(), "--"]);
+        command
+    }
+
+    fn run(&self, line: &str) -> Result<(), String> {
+        let Output { status, stderr, .. } = self
+            .enter()
+            .args(line.split(' '))
+            .output()
+            .map_err(|error| format!("nsenter: {error}"))?;
+        match status.success() {
+            true => Ok(()),
+            false => Err(format!(
+                "`{line}`: {}",
+                String::from_utf8_lossy(&stderr).trim()
+            )),
+        }
+    }
+
+    fn must(&self, line: &str) {
+        self.run(line).expect("the network obeys");
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // Its input ends here.
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests have no configuration to be parsed"
+)]
+fn is_required() -> bool {
+    std::env::var("SHOAL_REQUIRE_NETNS").is_ok_and(|value| value == "1")
+}
