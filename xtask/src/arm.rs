@@ -3,7 +3,10 @@
 //! The pinned toolchain has the standard library of its own machine only, so the compiler is Debian's `rustc-web`, unpacked
 //! below the target folder: for Linux on Arm with the standard library that Debian built, for macOS with its source.
 
-use crate::shell::{check, command, output, succeeds, target};
+use crate::{
+    debian,
+    shell::{check, command, output, succeeds, target},
+};
 use anyhow::{Context, Result, bail, ensure};
 use std::{
     fs,
@@ -68,7 +71,8 @@ impl Toolchain {
             fs::remove_dir_all(&parts).with_context(|| format!("removing {}", parts.display()))?;
         }
         fs::create_dir_all(&parts).with_context(|| format!("creating {}", parts.display()))?;
-        let unpacked = unpack(&parts)?;
+        let unpacked = unpack(&parts)
+            .with_context(|| format!("fetching the compiler for Arm ({PREPARATION})"))?;
         let version =
             output(with_libraries(&mut command(rustc(&unpacked)), &unpacked).arg("--version"))
                 .with_context(|| format!("the compiler for Arm lacks a library ({PREPARATION})"))?;
@@ -151,24 +155,13 @@ impl Toolchain {
 /// Downloads the packages into `folder` and unpacks them. Returns the root of what they hold.
 fn unpack(folder: &Path) -> Result<PathBuf> {
     // The names of these two hold versions.
-    let library = dependency("libstd-rust-web-dev", "libstd-rust-web-")?;
-    let llvm = dependency(&library, "libllvm")?;
-    let mut download = command("apt-get");
-    download.args(["download", "--quiet", "rustc-web", "rust-web-src", &llvm]);
+    let library = debian::dependency("libstd-rust-web-dev", "libstd-rust-web-")?;
+    let llvm = debian::dependency(&library, "libllvm")?;
+    let mut packages = vec!["rustc-web".to_owned(), "rust-web-src".to_owned(), llvm];
     for package in [library.as_str(), "libstd-rust-web-dev"] {
-        download.args([package.to_owned(), format!("{package}:arm64")]);
+        packages.extend([package.to_owned(), format!("{package}:arm64")]);
     }
-    check(download.current_dir(folder))
-        .with_context(|| format!("downloading the compiler for Arm ({PREPARATION})"))?;
-    let unpacked = folder.join("root");
-    let entries = fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
-    for entry in entries {
-        let package = entry?.path();
-        if package.extension().is_some_and(|end| end == "deb") {
-            check(command("dpkg").arg("-x").arg(package).arg(&unpacked))?;
-        }
-    }
-    Ok(unpacked)
+    debian::unpack(folder, &packages)
 }
 
 /// Returns the numbers that `version` begins with, major and minor.
@@ -184,18 +177,6 @@ fn rustc(root: &Path) -> PathBuf {
 /// Has `command` and what it starts find the libraries of [`rustc`].
 fn with_libraries<'a>(command: &'a mut Command, root: &Path) -> &'a mut Command {
     command.env("LD_LIBRARY_PATH", root.join("usr/lib/x86_64-linux-gnu"))
-}
-
-/// Returns the package that `package` depends on whose name starts with `prefix`.
-fn dependency(package: &str, prefix: &str) -> Result<String> {
-    let listed = output(command("apt-cache").args(["depends", package]))
-        .with_context(|| format!("looking for `{package}` ({PREPARATION})"))?;
-    let names = listed.lines().filter_map(|line| line.split(": ").nth(1));
-    names
-        .map(str::trim)
-        .find(|name| name.starts_with(prefix))
-        .map(str::to_owned)
-        .with_context(|| format!("`{package}` depends on no `{prefix}…`; {PREPARATION}"))
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! The checks of continuous integration, in order.
 
 use crate::{
-    arm, e2e, instructions, perplexity,
+    arm, e2e, instructions, perplexity, rdma,
     shell::{check, command, output, succeeds, target},
 };
 use anyhow::{Context, Result, bail};
 use std::{
     fmt::Write,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -38,6 +39,11 @@ const STEPS: &[Step] = &[
         "arm",
         "kernels on emulated Arm processors, types on macOS",
         arm::run,
+    ),
+    step(
+        "rdma",
+        "links over Soft-RoCE in an emulated machine",
+        || rdma::run(&[]),
     ),
     step("release", "the release binary", release),
     step(
@@ -169,12 +175,22 @@ fn test() -> Result<()> {
         check(&mut cargo)
     };
     if succeeds(command("cargo").args(["nextest", "--version"])) {
-        return cargo("nextest run --workspace");
+        return check(with_headers(command("cargo").args([
+            "nextest",
+            "run",
+            "--workspace",
+        ])));
     }
     eprintln!(
         "cargo-nextest is not installed (`cargo install cargo-nextest --locked`): running `cargo test` instead"
     );
-    cargo("test --workspace --lib --bins --tests")
+    let tests = ["test", "--workspace", "--lib", "--bins", "--tests"];
+    check(with_headers(command("cargo").args(tests)))
+}
+
+/// Has the tests fail, rather than skip, where the headers of RDMA's library are missing.
+fn with_headers(tests: &mut Command) -> &mut Command {
+    tests.env("SHOAL_REQUIRE_VERBS_HEADERS", "1")
 }
 
 /// Builds into a folder of its own: the cfg is another one for every dependency as well.

@@ -2,17 +2,19 @@
 //!
 //! [`ci`] holds the list of checks and runs them one after another; continuous integration calls exactly that list
 //! through `.ci/run`, so what passes here passes there. [`e2e`] prepares and runs the end-to-end tests, [`arm`] the Arm
-//! checks. [`mod@bench`] and [`peers`] measure: no check, because times are only worth something on a quiet machine.
+//! checks, [`rdma`] those over RDMA. [`mod@bench`] and [`peers`] measure: no check, because times are only worth something on a quiet machine.
 #![forbid(unsafe_code)]
 
 mod arm;
 mod bench;
 mod ci;
+mod debian;
 mod e2e;
 mod instructions;
 mod peers;
 mod perplexity;
 mod python;
+mod rdma;
 mod shell;
 mod spread;
 mod table;
@@ -41,10 +43,14 @@ fn run(words: &[&str]) -> Result<()> {
             ci::run_only(&["release"])?;
             e2e::run(tests)
         }
-        [task @ ("bench" | "instructions" | "peers"), "--help" | "-h"] => {
+        [
+            task @ ("bench" | "instructions" | "peers" | "rdma"),
+            "--help" | "-h",
+        ] => {
             let help = match *task {
                 "bench" => bench::HELP,
                 "instructions" => instructions::HELP,
+                "rdma" => rdma::HELP,
                 _ => peers::HELP,
             };
             eprint!("{help}");
@@ -53,6 +59,7 @@ fn run(words: &[&str]) -> Result<()> {
         ["bench", options @ ..] => bench::run(options),
         ["instructions", options @ ..] => instructions::run(options),
         ["peers", options @ ..] => peers::run(options),
+        ["rdma", options @ ..] => rdma::run(options),
         [] | ["help" | "--help" | "-h"] => {
             eprint!("{HELP}\nSteps of `ci`, in order:\n{}", ci::describe());
             Ok(())
@@ -69,6 +76,7 @@ cargo xtask ci                    every check, in order; exactly what continuous
 cargo xtask ci --only STEP...     only these steps
 cargo xtask e2e [MODULE...]       release build, then the end-to-end tests (all, or `test_chat test_failures ...`)
 cargo xtask arm                   kernel tests on emulated Arm processors, then a type-check of everything for macOS
+cargo xtask rdma [CHECK...]       the fabric and whole cells over Soft-RoCE in an emulated machine (--help says more)
 cargo xtask bench [FILTER]        the kernels' speed beside the machine's roofline (--help says more)
 cargo xtask instructions          what a call of the hottest kernels executes, against what is recorded (--help says more)
 cargo xtask peers                 Shoal's speed beside llama.cpp's, written to docs/PERFORMANCE.md (--help says more)

@@ -1,0 +1,149 @@
+#!/bin/sh
+# What the emulated machine does: it makes an RDMA device out of a network device, runs the checks, and ends.
+# `cargo xtask rdma` reads the lines that begin with @@ from the serial console.
+export PATH=/bin SHOAL_HOME=/tmp/home SHOAL_ISA=scalar RUST_BACKTRACE=1
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/shm
+mount -t tmpfs shm /dev/shm
+mount -t tmpfs tmp /tmp
+mkdir -p /tmp/home
+
+# Runs a check and tells how it went.
+check() {
+    echo "@@ begin $1"
+    "$1"
+    echo "@@ end $1 $?"
+}
+
+fail() {
+    echo "$*"
+    return 1
+}
+
+# Waits until a command succeeds, for a minute at most.
+eventually() {
+    tries=0
+    until "$@"; do
+        tries=$((tries + 1))
+        [ $tries -lt 600 ] || fail "never: $*" || return
+        sleep 0.1
+    done
+}
+
+device() {
+    for module in $(cat /modules/order); do
+        insmod "/modules/$module" || return
+    done
+    /opt/ip link set lo up &&
+        /opt/ip link add va type veth peer name vb &&
+        /opt/ip addr add 10.9.0.1/24 dev va &&
+        /opt/ip link set va up && /opt/ip link set vb up &&
+        /opt/rdma link add rxe_a type rxe netdev va &&
+        /opt/ibv_devices | grep rxe_a
+}
+
+# Runs the suites over one kind of connection; a world that has no device fails them.
+suites() {
+    SHOAL_TEST_RDMA=$1 timeout 300 /opt/conformance --test-threads=2 &&
+        SHOAL_TEST_RDMA=$1 timeout 300 /opt/collectives --test-threads=2
+}
+
+conformance_reliable() { suites rc; }
+conformance_unreliable() { suites uc; }
+
+# Tests links, and looks for what carried the bytes. The status is of no use: nothing is fast enough here to be called healthy.
+links() {
+    transport=$1
+    carrier=$2
+    shift 2
+    SHOAL_TRANSPORT=$transport timeout 120 /opt/shoal fabric test --sizes 4K,64K,1M --rounds 2 "$@" >/tmp/links 2>&1
+    cat /tmp/links
+    grep -q "^2 ranks .*, $carrier, connected" /tmp/links && grep -q '^data .*every byte is right' /tmp/links
+}
+
+links_reliable() { links rdma rdma --nodes 2; }
+links_unreliable() { links rdma-unreliable rdma --nodes 2; }
+
+generate() {
+    SHOAL_TRANSPORT=$1 timeout 60 /opt/shoal run --raw --temperature 0 --max-tokens 6 --nodes 2 \
+        --model /opt/tiny.gguf abc 2>/tmp/progress
+}
+
+tokens_as_over_tcp() {
+    generate tcp >/tmp/tcp && [ -s /tmp/tcp ] || fail "over TCP: $(cat /tmp/progress)" || return
+    for transport in rdma rdma-unreliable; do
+        generate $transport >/tmp/tokens || fail "over $transport: $(cat /tmp/progress)" || return
+        cmp /tmp/tcp /tmp/tokens || return
+    done
+}
+
+copy_to_a_node() {
+    mkdir -p /tmp/tree/below /tmp/served
+    head -c 3000000 /opt/shoal >/tmp/tree/large
+    echo small >/tmp/tree/below/small
+    echo secret >/tmp/token
+    chmod 600 /tmp/token
+    SHOAL_TRANSPORT=rdma /opt/shoal node --listen 127.0.0.1:7070 --token-file /tmp/token --root /tmp/served >/tmp/node 2>&1 &
+    node=$!
+    eventually grep -q waiting /tmp/node &&
+        timeout 60 /opt/shoal cp --json --token-file /tmp/token /tmp/tree 127.0.0.1:7070:copied/ &&
+        diff -r /tmp/tree /tmp/served/copied/tree
+    status=$?
+    # A rank of the node uses the device as well.
+    links rdma rdma --peer 127.0.0.1:7070 --token-file /tmp/token || status=1
+    kill $node
+    return $status
+}
+
+# Runs a test without end over `$1`, does `$2` to it once bytes flow, and wants an error that names a rank.
+disturbed() {
+    SHOAL_TRANSPORT=$1 timeout 200 /opt/shoal fabric test --nodes 2 --sizes 4K --rounds 2 --stress --seconds 600 --verbose >/tmp/out 2>/tmp/err &
+    test=$!
+    eventually grep -q 'stress:' /tmp/err || { cat /tmp/err; return 1; }
+    "$2"
+    wait $test
+    status=$?
+    cat /tmp/out /tmp/err
+    [ $status -eq 1 ] && grep -q 'rank [01]' /tmp/out /tmp/err
+}
+
+kill_rank_1() {
+    kill -9 "$(sed -n 's/.*rank 1 is process \([0-9]*\).*/\1/p' /tmp/err)"
+}
+
+take_link_down() {
+    /opt/ip link set va down
+}
+
+peer_killed_reliable() {
+    disturbed rdma kill_rank_1 && grep 'rank 1' /tmp/out /tmp/err
+}
+peer_killed_unreliable() {
+    disturbed rdma-unreliable kill_rank_1 && grep 'rank 1' /tmp/out /tmp/err
+}
+link_down_unreliable() {
+    disturbed rdma-unreliable take_link_down
+    status=$?
+    /opt/ip link set va up
+    eventually grep -q ACTIVE /sys/class/infiniband/rxe_a/ports/1/state && return $status
+}
+link_down_reliable() { disturbed rdma take_link_down; }
+
+# After that the port is down, which is a reason and no error where TCP is allowed.
+port_down() {
+    links rdma,tcp tcp --nodes 2 || return
+    if SHOAL_TRANSPORT=rdma timeout 60 /opt/shoal fabric test --nodes 2 --quick >/tmp/links 2>&1; then
+        fail "there should be no links without a port"
+        return
+    fi
+    cat /tmp/links
+    grep -q 'port DOWN on rxe_a' /tmp/links
+}
+
+for name in $CHECKS; do
+    check "$name"
+done
+echo "@@ over"
+poweroff -f
