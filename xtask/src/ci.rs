@@ -7,7 +7,6 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use std::{
     fmt::Write,
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -166,31 +165,21 @@ fn test() -> Result<()> {
             "there are no network namespaces for this user: what happens between machines is NOT tested"
         );
     }
-    let cargo = |line: &str| {
-        let mut cargo = command("cargo");
-        cargo.args(line.split(' '));
-        if has_namespaces {
-            cargo.env("SHOAL_REQUIRE_NETNS", "1");
-        }
-        check(&mut cargo)
+    let words: &[&str] = if succeeds(command("cargo").args(["nextest", "--version"])) {
+        &["nextest", "run", "--workspace"]
+    } else {
+        eprintln!(
+            "cargo-nextest is not installed (`cargo install cargo-nextest --locked`): running `cargo test` instead"
+        );
+        &["test", "--workspace", "--lib", "--bins", "--tests"]
     };
-    if succeeds(command("cargo").args(["nextest", "--version"])) {
-        return check(with_headers(command("cargo").args([
-            "nextest",
-            "run",
-            "--workspace",
-        ])));
+    let mut tests = command("cargo");
+    // Has the tests fail, rather than skip, where the headers of RDMA's library are missing.
+    tests.args(words).env("SHOAL_REQUIRE_VERBS_HEADERS", "1");
+    if has_namespaces {
+        tests.env("SHOAL_REQUIRE_NETNS", "1");
     }
-    eprintln!(
-        "cargo-nextest is not installed (`cargo install cargo-nextest --locked`): running `cargo test` instead"
-    );
-    let tests = ["test", "--workspace", "--lib", "--bins", "--tests"];
-    check(with_headers(command("cargo").args(tests)))
-}
-
-/// Has the tests fail, rather than skip, where the headers of RDMA's library are missing.
-fn with_headers(tests: &mut Command) -> &mut Command {
-    tests.env("SHOAL_REQUIRE_VERBS_HEADERS", "1")
+    check(&mut tests)
 }
 
 /// Builds into a folder of its own: the cfg is another one for every dependency as well.
