@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use shoal_engine::KvFormat;
 use shoal_engine::client::{AttachError, CellInfo, Client, Loss};
 use shoal_fabric::Rank;
 use thiserror::Error;
@@ -47,6 +48,8 @@ pub struct CellConfig {
     pub isa: Option<String>,
     /// Longest sequence in tokens.
     pub context: u32,
+    /// What keys and values are kept as.
+    pub kv_format: KvFormat,
     /// Requests computed at once.
     pub running_max: usize,
     /// Requests waiting at most.

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use shoal_engine::KvFormat;
 use shoal_fabric::Key;
 use thiserror::Error;
 
@@ -71,6 +72,8 @@ pub enum RoleLaunch {
         shares: Vec<u32>,
         /// Longest sequence in tokens.
         context: u32,
+        /// What keys and values are kept as.
+        kv_format: KvFormat,
         /// Requests computed at once.
         running_max: usize,
         /// Requests waiting at most.

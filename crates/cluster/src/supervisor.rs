@@ -212,6 +212,7 @@ impl Supervisor {
                 listen: SocketAddr::new(listen, 0),
                 shares: config.shares.clone(),
                 context: config.context,
+                kv_format: config.kv_format,
                 running_max: config.running_max,
                 waiting_max: config.waiting_max,
                 batch_tokens_max: config.batch_tokens_max,

@@ -44,3 +44,4 @@ pub mod wire;
 pub use error::RankError;
 pub use rank::{EngineLimits, RankConfig, Role, run_rank};
 pub use sampling::{History, sample};
+pub use shoal_kernels::KvFormat;

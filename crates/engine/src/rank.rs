@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use shoal_fabric::{Group, Key, Rank, tcp};
-use shoal_kernels::{Cpu, CpuConfig, Isa, machine};
+use shoal_kernels::{Cpu, CpuConfig, Isa, KvFormat, machine};
 use shoal_model::{Model, Shares};
 use tracing::info;
 
@@ -58,6 +58,8 @@ pub enum Role {
         shares: Shares,
         /// Longest sequence in tokens, at most what the model was made for.
         context: u32,
+        /// What keys and values are kept as.
+        kv_format: KvFormat,
         /// Bounds of queue and batch.
         limits: EngineLimits,
         /// How long the cell waits for a front before it ends.
@@ -97,6 +99,7 @@ pub fn run_rank(config: RankConfig) -> Result<(), RankError> {
             listen,
             shares,
             context,
+            kv_format,
             limits,
             orphan_timeout,
         } => Root {
@@ -107,6 +110,7 @@ pub fn run_rank(config: RankConfig) -> Result<(), RankError> {
             listen,
             shares,
             context,
+            kv_format,
             limits,
             orphan_timeout,
         }

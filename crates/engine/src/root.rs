@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use shoal_fabric::{Group, solo, tcp};
+use shoal_kernels::KvFormat;
 use shoal_model::gguf::Gguf;
 use shoal_model::{LoadConfig, Model, ModelSpec, Shares};
 use shoal_scheduler::Limits;
@@ -29,6 +30,7 @@ pub(crate) struct Root {
     pub(crate) listen: SocketAddr,
     pub(crate) shares: Shares,
     pub(crate) context: u32,
+    pub(crate) kv_format: KvFormat,
     pub(crate) limits: EngineLimits,
     pub(crate) orphan_timeout: Duration,
 }
@@ -115,6 +117,7 @@ impl Root {
             context: limits.context,
             kv_pages: limits.kv_pages,
             page_tokens: limits.page_tokens,
+            kv_format: self.kv_format,
             batch_tokens_max: limits.batch_tokens_max,
         };
         group.set_timeout(self.config.silence_while_loading());
@@ -179,6 +182,7 @@ impl Root {
             batch_tokens_max,
             kv_pages,
             page_tokens = PAGE_TOKENS,
+            kv = %self.kv_format,
             context,
             inputs_max = self.inputs_max(),
             notices_max = front::OUTBOX_MAX,

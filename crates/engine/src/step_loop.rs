@@ -275,7 +275,7 @@ mod tests {
     use std::sync::mpsc::{self, SyncSender};
 
     use shoal_fabric::solo;
-    use shoal_kernels::{Cpu, CpuConfig, Isa};
+    use shoal_kernels::{Cpu, CpuConfig, Isa, KvFormat};
     use shoal_model::gguf::Gguf;
     use shoal_model::{LoadConfig, Shares};
     use shoal_testkit::{TinyConfig, tiny_llama};
@@ -315,6 +315,7 @@ mod tests {
             context,
             kv_pages,
             page_tokens,
+            kv_format: KvFormat::F16,
             batch_tokens_max,
         };
         let mut group = solo();

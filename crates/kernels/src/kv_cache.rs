@@ -3,11 +3,13 @@ use std::fmt;
 use std::ops::Range;
 
 use half::f16;
+use serde::{Deserialize, Serialize};
 
 use crate::machine;
 
 /// What a [`KvCache`] keeps its numbers as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum KvFormat {
     /// Half precision.
     #[default]
@@ -20,6 +22,12 @@ pub enum KvFormat {
 impl KvFormat {
     /// Every format.
     pub const ALL: [Self; 2] = [Self::F16, Self::Q8];
+
+    /// Returns the format of a name, such as `q8`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|format| format.to_string() == name)
+    }
 }
 
 impl fmt::Display for KvFormat {

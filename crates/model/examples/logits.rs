@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use shoal_fabric::{Group, Key, Rank, solo, tcp};
-use shoal_kernels::{Cpu, CpuConfig, Isa, machine};
+use shoal_kernels::{Cpu, CpuConfig, Isa, KvFormat, machine};
 use shoal_model::gguf::{Gguf, Value};
 use shoal_model::{LoadConfig, Logits, Model, Shares, Span};
 
@@ -131,5 +131,6 @@ const CONFIG: LoadConfig = LoadConfig {
     context: 1024,
     kv_pages: 64,
     page_tokens: 16,
+    kv_format: KvFormat::F16,
     batch_tokens_max: 512,
 };

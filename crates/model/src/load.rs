@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use shoal_fabric::{Group, Rank};
-use shoal_kernels::{Cpu, Matrix};
+use shoal_kernels::{Cpu, KvFormat, Matrix};
 
 use crate::error::ModelError;
 use crate::gguf::Gguf;
@@ -24,6 +24,8 @@ pub struct LoadConfig {
     pub kv_pages: u32,
     /// Positions in a page.
     pub page_tokens: u32,
+    /// What the KV cache keeps its numbers as.
+    pub kv_format: KvFormat,
     /// Tokens in a step at most.
     pub batch_tokens_max: usize,
 }

@@ -149,6 +149,7 @@ fn kv_shape(
         context,
         kv_pages,
         page_tokens,
+        kv_format,
         batch_tokens_max,
     } = *config;
     if [context, kv_pages, page_tokens].contains(&0) || batch_tokens_max == 0 {
@@ -169,6 +170,7 @@ fn kv_shape(
         page_tokens: page_tokens as usize,
         kv_heads: split.part(Axis::KvHeads, rank).len(),
         head_dim: spec.head_dim,
+        format: kv_format,
     })
 }
 

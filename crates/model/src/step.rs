@@ -143,6 +143,7 @@ impl Model {
             kv_pages,
             page_tokens,
             batch_tokens_max,
+            ..
         } = self.config;
         for (i, span) in spans.iter().enumerate() {
             let refused = |what: String| Err(ModelError::Span(format!("span {i} {what}")));

@@ -5,11 +5,11 @@ mod common;
 use std::thread;
 use std::time::Duration;
 
-use common::{alone, assert_close, cpu, file, on_ranks, span};
+use common::{CONFIG, alone, assert_close, cpu, file, on_ranks, on_ranks_with, span};
 use shoal_fabric::{Rank, in_process, solo};
-use shoal_kernels::{Dtype, Isa};
+use shoal_kernels::{Dtype, Isa, KvFormat};
 use shoal_model::gguf::Gguf;
-use shoal_model::{Model, ModelError, Shares, Span};
+use shoal_model::{LoadConfig, Model, ModelError, Shares, Span};
 use shoal_testkit::TinyConfig;
 
 /// Sums over ranks round differently from sums over columns. Measured: 2e-5.
@@ -84,6 +84,32 @@ fn slices_that_end_within_a_block() {
     }
 }
 
+/// Integers move a result by as much again as activations of 8 bits do; a split moves it no further.
+#[test]
+fn keys_and_values_kept_as_integers() {
+    let config = LoadConfig {
+        kv_format: KvFormat::Q8,
+        ..CONFIG
+    };
+    let file = file(&TinyConfig::wide(Dtype::Q8_0));
+    for isa in [Isa::Scalar, Isa::detect()] {
+        let want = alone(&file, isa, &steps());
+        for shares in [&[1][..], &[1, 1], &[2, 1]] {
+            let ranks = on_ranks_with(config, &file, shares, isa, &steps());
+            for rank in &ranks {
+                assert_eq!(*rank, ranks[0], "{shares:?}: the same bits on every rank");
+            }
+            assert_ne!(ranks[0], want, "another format, other bits");
+            assert_close(
+                &ranks[0],
+                &want,
+                QUANTISED,
+                &format!("{isa}, shares {shares:?}"),
+            );
+        }
+    }
+}
+
 #[test]
 fn a_head_of_its_own_is_split_too() {
     let config = TinyConfig {
@@ -133,7 +159,7 @@ fn too_many_ranks_and_wrong_shares_are_refused() {
     let loaded = Model::load_root(
         &file,
         &Shares::new(vec![1, 3]).expect("shares"),
-        common::CONFIG,
+        CONFIG,
         cpu(Isa::Scalar),
         &mut solo(),
         &mut |_, _| {},

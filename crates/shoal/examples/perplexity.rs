@@ -1,5 +1,5 @@
 //! How far fast kernels and splits move a whole model: its perplexity on a text with every instruction set of this
-//! machine, and over two ranks, against the scalar path with `f32` activations.
+//! machine, over two ranks, and with keys and values kept as integers, against the scalar path with `f32` activations.
 //!
 //! `cargo run --release -p shoal --example perplexity -- MODEL.gguf TEXT.txt` prints a table (`--json`: one object) and
 //! ends with status 1 if a perplexity is further from the scalar one than `--tolerance-percent`.
@@ -20,7 +20,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use serde::Serialize;
 use shoal_fabric::{Group, in_process};
-use shoal_kernels::{Cpu, CpuConfig, Isa, machine};
+use shoal_kernels::{Cpu, CpuConfig, Isa, KvFormat, machine};
 use shoal_model::gguf::Gguf;
 use shoal_model::{LoadConfig, Model, Shares, Span};
 use shoal_text::Special;
@@ -59,6 +59,7 @@ fn main() -> Result<ExitCode> {
     };
     let reference = Setup {
         isa: Isa::Scalar,
+        kv_format: KvFormat::F16,
         ranks: 1,
     };
     let want = reference.score(&file, &tokens)?;
@@ -94,20 +95,26 @@ fn tokens(model: &Path, text: &Path) -> Result<Vec<u32>> {
 #[derive(Clone, Copy)]
 struct Setup {
     isa: Isa,
+    kv_format: KvFormat,
     ranks: usize,
 }
 
 impl Setup {
-    /// Every instruction set but the scalar one, alone, then a split with the one a cell would choose.
+    /// Every instruction set but the scalar one, alone, then splits and the other format with the one a cell would choose.
     fn compared() -> Vec<Self> {
         let fast = Isa::ALL.into_iter().skip(1);
-        let available = fast.filter(|isa| isa.is_available());
-        let alone = available.map(|isa| Self { isa, ranks: 1 });
-        let split = Self {
+        let alone = fast.filter(|isa| isa.is_available()).map(|isa| Self {
+            isa,
+            kv_format: KvFormat::F16,
+            ranks: 1,
+        });
+        let others = [(KvFormat::F16, 2), (KvFormat::Q8, 1), (KvFormat::Q8, 2)];
+        let others = others.map(|(kv_format, ranks)| Self {
             isa: Isa::detect(),
-            ranks: 2,
-        };
-        alone.chain([split]).collect()
+            kv_format,
+            ranks,
+        });
+        alone.chain(others).collect()
     }
 
     /// Loads the model and scores the text, on all cores together. Ranks are threads.
@@ -137,7 +144,11 @@ impl Setup {
 
     fn root(self, file: &Gguf, shares: &Shares, mut group: Group, tokens: &[u32]) -> Result<Score> {
         let cpu = self.cpu()?;
-        let model = Model::load_root(file, shares, CONFIG, cpu, &mut group, &mut |_, _| {})?;
+        let config = LoadConfig {
+            kv_format: self.kv_format,
+            ..CONFIG
+        };
+        let model = Model::load_root(file, shares, config, cpu, &mut group, &mut |_, _| {})?;
         run(model, group, tokens)
     }
 
@@ -231,6 +242,7 @@ struct Report {
 #[derive(Serialize)]
 struct Row {
     isa: String,
+    kv_format: KvFormat,
     ranks: usize,
     perplexity: f64,
     /// From the first row's perplexity.
@@ -249,6 +261,7 @@ impl Row {
         let differences: Vec<f64> = pairs.map(|(got, want)| got - want).collect();
         Self {
             isa: setup.isa.to_string(),
+            kv_format: setup.kv_format,
             ranks: setup.ranks,
             perplexity: got.perplexity(),
             difference_percent: 100.0 * (got.perplexity() / want.perplexity() - 1.0),
@@ -275,13 +288,14 @@ impl Report {
             self.text_tokens, self.window_tokens, self.scored_tokens, self.tolerance_percent
         );
         println!(
-            "{:<8} {:>5} {:>11} {:>19} {:>16}",
-            "ISA", "RANKS", "PERPLEXITY", "DIFFERENCE", "SAME NEXT TOKEN"
+            "{:<8} {:<3} {:>5} {:>11} {:>19} {:>16}",
+            "ISA", "KV", "RANKS", "PERPLEXITY", "DIFFERENCE", "SAME NEXT TOKEN"
         );
         for row in &self.rows {
             println!(
-                "{:<8} {:>5} {:>11.4} {:>+8.3} ± {:.3} % {:>14.2} %",
+                "{:<8} {:<3} {:>5} {:>11.4} {:>+8.3} ± {:.3} % {:>14.2} %",
                 row.isa,
+                row.kv_format.to_string(),
                 row.ranks,
                 row.perplexity,
                 row.difference_percent,
@@ -311,6 +325,7 @@ const CONFIG: LoadConfig = LoadConfig {
     context: WINDOW_TOKENS as u32,
     kv_pages: 32,
     page_tokens: 16,
+    kv_format: KvFormat::F16,
     batch_tokens_max: PROMPT_TOKENS,
 };
 /// A step of the scalar path takes seconds where cores are few and busy.

@@ -13,6 +13,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use shoal_kernels::KvFormat;
 
 pub(crate) use copy::{CopyArgs, DEFAULT_PORT, Place};
 pub(crate) use discover::{DiscoverArgs, OverArg};
@@ -125,6 +126,9 @@ pub(crate) struct CellArgs {
     /// Longest sequence in tokens, prompt and reply together [default: what the model was trained for, 4096 at most].
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(16..))]
     pub(crate) ctx: Option<u32>,
+    /// What keys and values of past tokens are kept as: f16, or q8 for half the memory.
+    #[arg(long, value_name = "FORMAT", default_value_t = KvFormat::F16, value_parser = kv_format)]
+    pub(crate) kv: KvFormat,
     /// Weight of each node in the split, such as 3,1 [default: equal].
     #[arg(long, value_name = "W,W,…", value_delimiter = ',')]
     pub(crate) share: Vec<u32>,
@@ -194,7 +198,7 @@ pub(crate) struct ServeArgs {
     pub(crate) machines: MachineArgs,
     /// Take over a running cell whose front is gone, without loading the model again.
     #[arg(long, conflicts_with_all = [
-        "nodes", "machines", "threads", "ctx", "share", "batch", "queue", "orphan_timeout", "step_timeout",
+        "nodes", "machines", "threads", "ctx", "kv", "share", "batch", "queue", "orphan_timeout", "step_timeout",
     ])]
     pub(crate) attach: bool,
     #[command(flatten)]
@@ -314,6 +318,10 @@ fn temperature(text: &str) -> Result<f32, String> {
         .ok()
         .filter(|value| (0.0..=2.0).contains(value))
         .ok_or_else(|| "a number from 0 to 2".to_owned())
+}
+
+fn kv_format(text: &str) -> Result<KvFormat, String> {
+    KvFormat::from_name(text).ok_or_else(|| "f16 or q8".to_owned())
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use shoal_engine::client::{
 };
 use shoal_engine::{EngineLimits, RankError, run_rank};
 use shoal_fabric::Rank;
-use shoal_kernels::Isa;
+use shoal_kernels::{Isa, KvFormat};
 
 const PROMPT: &[u32] = &[17, 300, 42, 5, 260, 99, 411];
 
@@ -226,6 +226,26 @@ fn what_cannot_be_taken_is_refused_at_once() {
         SubmitError::NotReady(_)
     ));
     cell.ends_well();
+}
+
+#[test]
+fn a_cell_that_keeps_integers_answers_and_takes_less_memory() {
+    let [halves, integers] = KvFormat::ALL.map(|kv_format| {
+        let mut cell = Cell::new(2);
+        cell.kv_format = kv_format;
+        let client = cell.start_all();
+        let reports = client.inspect().expect("the ranks answer");
+        // Twice, so that pages are written over.
+        let replies = [(); 2].map(|()| reply(&client, greedy(PROMPT, 40)));
+        assert_eq!(replies[0].len(), 40);
+        assert_eq!(replies[0], replies[1], "{kv_format}");
+        client.shutdown();
+        cell.ends_well();
+        reports
+    });
+    for (halves, integers) in halves.iter().zip(&integers) {
+        assert!(integers.kv_bytes * 10 < halves.kv_bytes * 7, "{integers:?}");
+    }
 }
 
 #[test]

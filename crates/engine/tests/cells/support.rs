@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use shoal_engine::client::{Client, Event, FinishReason, Hello, Request, Sampling, TokenStream};
 use shoal_engine::{EngineLimits, RankConfig, RankError, Role, run_rank};
 use shoal_fabric::{Key, Rank, tcp};
-use shoal_kernels::Isa;
+use shoal_kernels::{Isa, KvFormat};
 use shoal_model::Shares;
 use shoal_testkit::{TinyConfig, write_to};
 use tempfile::TempDir;
@@ -27,6 +27,7 @@ pub(crate) struct Cell {
     pub(crate) orphan_timeout: Duration,
     pub(crate) step_timeout: Duration,
     pub(crate) context: u32,
+    pub(crate) kv_format: KvFormat,
     pub(crate) isa: Isa,
     ranks: Vec<JoinHandle<Result<(), RankError>>>,
 }
@@ -54,6 +55,7 @@ impl Cell {
             orphan_timeout: PATIENCE,
             step_timeout: PATIENCE,
             context: CONTEXT,
+            kv_format: KvFormat::F16,
             isa: Isa::detect(),
             ranks: Vec::new(),
         }
@@ -86,6 +88,7 @@ impl Cell {
             listen: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0),
             shares: Shares::equal(self.world),
             context: self.context,
+            kv_format: self.kv_format,
             limits: self.limits,
             orphan_timeout: self.orphan_timeout,
         };

@@ -16,20 +16,28 @@ const PAGE_TOKENS: usize = 32;
 pub(crate) fn bench(criterion: &mut Criterion, machine: &Machine) {
     let mut group = criterion.benchmark_group("attention");
     group.sampling_mode(SamplingMode::Flat);
-    for context in [128, 1024, 8192] {
-        let case = Case { context, tokens: 1 };
-        case.bench(&mut group, machine, "decode");
+    for format in KvFormat::ALL {
+        for context in [128, 1024, 8192] {
+            let case = Case {
+                format,
+                context,
+                tokens: 1,
+            };
+            case.bench(&mut group, machine, "decode");
+        }
+        let case = Case {
+            format,
+            context: 512,
+            tokens: 512,
+        };
+        case.bench(&mut group, machine, "prefill");
     }
-    let case = Case {
-        context: 512,
-        tokens: 512,
-    };
-    case.bench(&mut group, machine, "prefill");
     group.finish();
 }
 
 /// The last `tokens` positions of one sequence attend to all before them.
 struct Case {
+    format: KvFormat,
     context: usize,
     tokens: usize,
 }
@@ -38,19 +46,26 @@ type Group<'a> = criterion::BenchmarkGroup<'a, criterion::measurement::WallTime>
 
 impl Case {
     fn bench(&self, group: &mut Group<'_>, machine: &Machine, name: &str) {
-        let &Self { context, tokens } = self;
-        // Keys and values in half precision.
-        let layer_bytes = context * KV_HEADS * HEAD_DIM * 2 * 2;
+        let &Self {
+            format,
+            context,
+            tokens,
+        } = self;
+        let head_bytes = match format {
+            KvFormat::F16 => 2 * HEAD_DIM,
+            KvFormat::Q8 => HEAD_DIM + size_of::<f32>(),
+        };
+        let layer_bytes = 2 * context * KV_HEADS * head_bytes;
         let start = context - tokens;
         let pairs: usize = (start + 1..=context).sum();
         // A score and a weighted value: a multiplication and an addition each.
         let operations = 4 * HEADS.heads * HEAD_DIM * pairs;
         group.throughput(work(operations, layer_bytes));
-        let id = BenchmarkId::new(name, format!("at {context}"));
+        let id = BenchmarkId::new(format!("{name} {format}"), format!("at {context}"));
         group.bench_function(id, |bencher| {
             // Every call reads another layer, so that none finds its keys in a cache.
             let layers = machine.large_bytes.div_ceil(layer_bytes);
-            let (cache, pages) = filled(layers, context);
+            let (cache, pages) = filled(format, layers, context);
             let span = AttentionSpan {
                 pages: &pages,
                 start: start as u32,
@@ -68,7 +83,7 @@ impl Case {
     }
 }
 
-fn filled(layers: usize, context: usize) -> (KvCache, Vec<u32>) {
+fn filled(format: KvFormat, layers: usize, context: usize) -> (KvCache, Vec<u32>) {
     let pages: Vec<u32> = (0..context.div_ceil(PAGE_TOKENS) as u32).collect();
     let mut cache = KvCache::new(KvShape {
         layers,
@@ -76,7 +91,7 @@ fn filled(layers: usize, context: usize) -> (KvCache, Vec<u32>) {
         page_tokens: PAGE_TOKENS,
         kv_heads: KV_HEADS,
         head_dim: HEAD_DIM,
-        format: KvFormat::F16,
+        format,
     })
     .expect("a few hundred MiB are there");
     let (k, v) = (

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use shoal_fabric::in_process;
-use shoal_kernels::{Cpu, CpuConfig, Isa};
+use shoal_kernels::{Cpu, CpuConfig, Isa, KvFormat};
 use shoal_model::gguf::Gguf;
 use shoal_model::{LoadConfig, Model, ModelError, Shares, Span};
 use shoal_testkit::{TinyConfig, tiny_llama};
@@ -19,6 +19,7 @@ pub(crate) const CONFIG: LoadConfig = LoadConfig {
     context: 128,
     kv_pages: 32,
     page_tokens: 8,
+    kv_format: KvFormat::F16,
     batch_tokens_max: 64,
 };
 
@@ -37,10 +38,20 @@ pub(crate) fn cpu(isa: Isa) -> Cpu {
 
 /// Runs the steps on one rank for each share, and returns every rank's rows of all steps.
 pub(crate) fn on_ranks(file: &Gguf, shares: &[u32], isa: Isa, steps: &[Vec<Span>]) -> Vec<Rows> {
+    on_ranks_with(CONFIG, file, shares, isa, steps)
+}
+
+pub(crate) fn on_ranks_with(
+    config: LoadConfig,
+    file: &Gguf,
+    shares: &[u32],
+    isa: Isa,
+    steps: &[Vec<Span>],
+) -> Vec<Rows> {
     let shares = Shares::new(shares.to_vec()).expect("shares");
     let run = |group: &mut shoal_fabric::Group| -> Result<Rows, ModelError> {
         let mut model = match group.rank().0 {
-            0 => Model::load_root(file, &shares, CONFIG, cpu(isa), group, &mut |_, _| {})?,
+            0 => Model::load_root(file, &shares, config, cpu(isa), group, &mut |_, _| {})?,
             _ => Model::load_member(cpu(isa), group)?,
         };
         let mut rows = Vec::new();

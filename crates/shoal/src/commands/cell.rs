@@ -46,6 +46,7 @@ pub(crate) fn config(
         threads: args.threads.map(usize::from),
         isa: args.isa.clone(),
         context: file.context(args.ctx)?,
+        kv_format: args.kv,
         running_max: args.batch.into(),
         waiting_max: args.queue.into(),
         batch_tokens_max: BATCH_TOKENS_MAX,

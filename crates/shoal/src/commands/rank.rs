@@ -42,6 +42,7 @@ fn config(launch: RankLaunch, role: RoleLaunch, links: tcp::Config) -> Result<Ra
             listen,
             shares,
             context,
+            kv_format,
             running_max,
             waiting_max,
             batch_tokens_max,
@@ -53,6 +54,7 @@ fn config(launch: RankLaunch, role: RoleLaunch, links: tcp::Config) -> Result<Ra
             listen,
             shares: Shares::new(shares)?,
             context,
+            kv_format,
             limits: EngineLimits {
                 running_max,
                 waiting_max,
