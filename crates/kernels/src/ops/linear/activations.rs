@@ -92,18 +92,33 @@ impl Activations {
         self.quants.len().div_ceil(self.layout.tile() * self.blocks)
     }
 
-    /// Returns how many tokens tile `i` has room for: a power of two.
-    pub(crate) fn width(&self, i: usize) -> usize {
-        let tile = self.layout.tile();
-        tile.min(self.quants.len() / self.blocks - i * tile)
+    pub(crate) fn tile(&self, i: usize) -> Tile<'_> {
+        let first = i * self.layout.tile();
+        let width = self
+            .layout
+            .tile()
+            .min(self.quants.len() / self.blocks - first);
+        let range = first * self.blocks..(first + width) * self.blocks;
+        Tile {
+            quants: &self.quants[range.clone()],
+            sides: &self.sides[range],
+            first,
+            width,
+        }
     }
+}
 
-    /// Returns the integers of a tile and what stands beside them, both `blocks × width`.
-    pub(crate) fn tile(&self, i: usize) -> (&[[i8; CHUNK]], &[Side]) {
-        let start = i * self.layout.tile() * self.blocks;
-        let range = start..start + self.width(i) * self.blocks;
-        (&self.quants[range.clone()], &self.sides[range])
-    }
+/// Consecutive tokens.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile<'a> {
+    /// `blocks × width`.
+    pub(crate) quants: &'a [[i8; CHUNK]],
+    /// What stands beside each of them.
+    pub(crate) sides: &'a [Side],
+    /// The first token.
+    pub(crate) first: usize,
+    /// How many tokens it has room for: a power of two.
+    pub(crate) width: usize,
 }
 
 struct QuantizeTile<'a> {

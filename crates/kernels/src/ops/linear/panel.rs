@@ -8,9 +8,9 @@
 use std::ops::Range;
 
 use crate::arch::Simd;
-use crate::formats::{CHUNK, Format, Lanes, PANEL_ROWS, Scales, Shape};
+use crate::formats::{Format, Lanes, PANEL_ROWS, Scales, Shape};
 
-use super::activations::{Activations, Side};
+use super::activations::{Activations, Side, Tile};
 use super::{Columns, Rows};
 
 /// Most tokens that are multiplied with a panel at a time.
@@ -38,29 +38,23 @@ pub(crate) fn multiply<S: Simd, F: Format>(
             rows: PANEL_ROWS.min(rows.range.end - first),
         };
         for i in 0..activations.tiles() {
-            let (quants, sides) = activations.tile(i);
-            let tile = Tile {
-                quants,
-                sides,
-                first: i * TILE,
-            };
+            let tile = activations.tile(i);
             // As many vectors of rows go with as many tokens as the registers hold sums of: 32 of AVX-512, of which one
             // holds a panel; 16 of AVX2, two a panel; 32 of NEON, four a panel.
-            let width = activations.width(i);
             match S::LANES {
-                PANEL_ROWS => match width {
+                PANEL_ROWS => match tile.width {
                     1 => panel.multiply::<S, 1, 1, 1>(s, tile, out),
                     2 => panel.multiply::<S, 1, 2, 2>(s, tile, out),
                     4 => panel.multiply::<S, 1, 4, 4>(s, tile, out),
                     _ => panel.multiply::<S, 1, 8, TILE>(s, tile, out),
                 },
-                8 => match width {
+                8 => match tile.width {
                     1 => panel.multiply::<S, 2, 1, 1>(s, tile, out),
                     2 => panel.multiply::<S, 2, 2, 2>(s, tile, out),
                     4 => panel.multiply::<S, 1, 4, 4>(s, tile, out),
                     _ => panel.multiply::<S, 1, 4, TILE>(s, tile, out),
                 },
-                _ => match width {
+                _ => match tile.width {
                     1 => panel.multiply::<S, 4, 1, 1>(s, tile, out),
                     2 => panel.multiply::<S, 4, 2, 2>(s, tile, out),
                     4 => panel.multiply::<S, 4, 4, 4>(s, tile, out),
@@ -78,14 +72,6 @@ struct Panel<'a, F> {
     /// Its first row.
     first: usize,
     rows: usize,
-}
-
-/// Tokens from `first` on, as [`Activations::tile`] gives them.
-#[derive(Clone, Copy)]
-struct Tile<'a> {
-    quants: &'a [[i8; CHUNK]],
-    sides: &'a [Side],
-    first: usize,
 }
 
 impl<F: Format> Panel<'_, F> {

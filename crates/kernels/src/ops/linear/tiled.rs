@@ -9,7 +9,7 @@ use crate::arch::Simd;
 use crate::arch::tiles::{self, Line, TILE_ROWS, TOKEN_BYTES, TileUnit, Tiles};
 use crate::formats::{CHUNK, Format, Lanes, PANEL_ROWS, Shape};
 
-use super::activations::{Activations, Side};
+use super::activations::{Activations, Tile};
 use super::panel::{add_scaled, zero_points};
 use super::{Columns, Rows};
 
@@ -50,13 +50,8 @@ pub(crate) fn multiply<S: Simd, F: Format, U: TileUnit>(
             rows: PANEL_ROWS.min(rows.range.end - first),
         };
         for i in 0..activations.tiles() {
-            let (quants, sides) = activations.tile(i);
-            let tile = Tile {
-                quants,
-                sides,
-                first: i * TILE,
-            };
-            match activations.width(i) {
+            let tile = activations.tile(i);
+            match tile.width {
                 1 => panel.multiply::<S, _, 1>(s, &mut tiles, tile, out),
                 2 => panel.multiply::<S, _, 2>(s, &mut tiles, tile, out),
                 4 => panel.multiply::<S, _, 4>(s, &mut tiles, tile, out),
@@ -99,14 +94,6 @@ struct Panel<'a, F> {
     /// Its first row.
     first: usize,
     rows: usize,
-}
-
-/// Tokens from `first` on, as [`Activations::tile`] gives them.
-#[derive(Clone, Copy)]
-struct Tile<'a> {
-    quants: &'a [[i8; CHUNK]],
-    sides: &'a [Side],
-    first: usize,
 }
 
 impl<F: Format> Panel<'_, F> {
