@@ -2,7 +2,8 @@
 //!
 //! [`ci`] holds the list of checks and runs them one after another; continuous integration calls exactly that list
 //! through `.ci/run`, so what passes here passes there. [`e2e`] prepares and runs the end-to-end tests, [`arm`] the Arm
-//! checks, [`rdma`] those over RDMA. [`mod@bench`] and [`peers`] measure: no check, because times are only worth something on a quiet machine.
+//! checks, [`rdma`] those over RDMA, [`sanitize`] those of unsafe code. [`mod@bench`] and [`peers`] measure: no check, because times
+//! are only worth something on a quiet machine.
 #![forbid(unsafe_code)]
 
 mod arm;
@@ -15,6 +16,7 @@ mod peers;
 mod perplexity;
 mod python;
 mod rdma;
+mod sanitize;
 mod shell;
 mod spread;
 mod table;
@@ -39,6 +41,7 @@ fn run(words: &[&str]) -> Result<()> {
         ["ci"] => ci::run_all(),
         ["ci", "--only", names @ ..] if !names.is_empty() => ci::run_only(names),
         ["arm"] => ci::run_only(&["arm"]),
+        ["sanitize"] => sanitize::run(),
         ["e2e", tests @ ..] => {
             ci::run_only(&["release"])?;
             e2e::run(tests)
@@ -77,6 +80,7 @@ cargo xtask ci --only STEP...     only these steps
 cargo xtask e2e [MODULE...]       release build, then the end-to-end tests (all, or `test_chat test_failures ...`)
 cargo xtask arm                   kernel tests on emulated Arm processors, then a type-check of everything for macOS
 cargo xtask rdma [CHECK...]       the fabric and whole cells over Soft-RoCE in an emulated machine (--help says more)
+cargo xtask sanitize              the unsafe code's tests under AddressSanitizer and Miri
 cargo xtask bench [FILTER]        the kernels' speed beside the machine's roofline (--help says more)
 cargo xtask instructions          what a call of the hottest kernels executes, against what is recorded (--help says more)
 cargo xtask peers                 Shoal's speed beside llama.cpp's, written to docs/PERFORMANCE.md (--help says more)

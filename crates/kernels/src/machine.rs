@@ -16,6 +16,10 @@ pub(crate) fn advise_huge_pages(start: *const u8, bytes: usize) {
 #[cfg(target_os = "linux")]
 mod imp {
     pub(super) fn advise_huge_pages(start: *const u8, bytes: usize) {
+        // Miri does not know the call.
+        if cfg!(miri) {
+            return;
+        }
         let page_bytes = rustix::param::page_size();
         let Some(whole) = bytes.checked_sub(start.align_offset(page_bytes)) else {
             return;

@@ -295,15 +295,16 @@ mod tests {
 
     #[test]
     fn many_short_jobs_in_a_row() {
+        const JOBS: usize = if cfg!(miri) { 30 } else { 3000 };
         for threads in [2, 5] {
             let pool = pool(threads);
             let total = AtomicUsize::new(0);
-            for _ in 0..3000 {
+            for _ in 0..JOBS {
                 pool.run(3, |_, task| {
                     total.fetch_add(task, Ordering::Relaxed);
                 });
             }
-            assert_eq!(total.into_inner(), 9000);
+            assert_eq!(total.into_inner(), 3 * JOBS);
         }
     }
 
@@ -335,7 +336,7 @@ mod tests {
             for i in 0..4 {
                 let pool = &pools[i % 2];
                 scope.spawn(move || {
-                    for _ in 0..200 {
+                    for _ in 0..if cfg!(miri) { 5 } else { 200 } {
                         let mut data = vec![0; 1000];
                         pool.for_each_chunk(&mut data, 7, |_, chunk, part| {
                             part.fill(i * 1000 + chunk);

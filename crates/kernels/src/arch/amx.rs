@@ -70,9 +70,8 @@ fn check() -> &'static Result<Unit, AmxRefusal> {
 
 fn has_instructions() -> bool {
     const TILE_AND_INT8: u32 = 1 << 24 | 1 << 25;
-    let leaves = __cpuid_count(0, 0).eax;
     crate::Isa::Avx512.is_available()
-        && leaves >= 7
+        && __cpuid_count(0, 0).eax >= 7
         && __cpuid_count(7, 0).edx & TILE_AND_INT8 == TILE_AND_INT8
 }
 
