@@ -290,6 +290,9 @@ pub(crate) struct BenchArgs {
     /// Tokens generated after it.
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
     pub(crate) gen_tokens: u32,
+    /// Requests at once; decode speed is then that of all together.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) requests: u16,
     /// Measured runs, after one that is not counted.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) runs: u32,

@@ -5,10 +5,11 @@ use super::{
     models::RANDOM_KV_BYTES,
     processor::Processor,
     turns::{Gain, Outcome, Turns},
-    work::{DECODE, DECODE_LONG, LARGE, PREFILL, Pair, Work, pairs},
+    work::{BATCHES, DECODE, DECODE_LONG, LARGE, PREFILL, Pair, Work, pairs},
 };
 use crate::{
     shell::{command, output},
+    spread::Spread,
     table::{Table, percent},
 };
 use anyhow::Result;
@@ -38,6 +39,11 @@ pub(crate) fn measure(mut turns: Turns<'_>, processor: &Processor, quick: bool) 
     };
     let gains = works.iter().map(|&work| (work, turns.nodes(work)));
     parts.push(nodes_table(&gains.collect::<Vec<_>>()).to_string());
+
+    parts.push(
+        "Sequences decoded together, each after 128 tokens of context, on 2 threads:".to_owned(),
+    );
+    parts.push(batches_table(&turns.batches(DECODE, &BATCHES)).to_string());
 
     parts.push("Loading, from the command to the first token possible, and memory:".to_owned());
     parts.push(load_table(&outcomes).to_string());
@@ -132,6 +138,28 @@ fn nodes_table(gains: &[(Work, Result<Gain>)]) -> Table {
             Err(error) => [not_measured(error), "—".to_owned(), "—".to_owned()],
         });
         table.push(row);
+    }
+    table
+}
+
+fn batches_table(batches: &Result<Vec<(Spread, f64)>>) -> Table {
+    let mut table = Table::new(&["sequences", "all together", "× one", "each"]);
+    match batches {
+        Ok(figures) => {
+            for (batch, (rate, gain)) in BATCHES.iter().zip(figures) {
+                table.push(vec![
+                    batch.to_string(),
+                    rate.to_string(),
+                    format!("{gain:.2} ×"),
+                    format!("{:.1}", rate.median / f64::from(*batch)),
+                ]);
+            }
+        }
+        Err(error) => {
+            let mut row = vec!["—".to_owned(), not_measured(error)];
+            row.resize(4, "—".to_owned());
+            table.push(row);
+        }
     }
     table
 }
@@ -288,6 +316,19 @@ mod tests {
 
         let rows = cells(&nodes_table(&[(DECODE, Err(anyhow!("a|b\nc")))]));
         assert_eq!(rows[0][1], "not measured: a b c");
+    }
+
+    #[test]
+    fn batches_are_held_against_one_sequence() {
+        let figures = BATCHES.map(|batch| {
+            let rate = 40.0 * f64::from(batch).sqrt();
+            (Spread::of(&[rate]).unwrap(), rate / 40.0)
+        });
+        let rows = cells(&batches_table(&Ok(figures.to_vec())));
+        assert_eq!(rows.len(), BATCHES.len());
+        assert_eq!(rows[2], ["4", "80.0 (80.0–80.0)", "2.00 ×", "20.0"]);
+        let rows = cells(&batches_table(&Err(anyhow!("no"))));
+        assert_eq!(rows, [["—", "not measured: no", "—", "—"]]);
     }
 
     #[test]

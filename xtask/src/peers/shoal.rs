@@ -81,6 +81,13 @@ impl Shoal {
         };
         bench
     }
+
+    /// The same for several requests at once.
+    pub(crate) fn together(&self, file: &Path, work: Work, cell: Cell, requests: u32) -> Command {
+        let mut bench = self.command(file, work, cell);
+        bench.args(["--requests", &requests.to_string()]);
+        bench
+    }
 }
 
 /// Runs a command of [`Shoal::command`].

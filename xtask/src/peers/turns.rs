@@ -160,6 +160,39 @@ impl<'a> Turns<'a> {
         })
     }
 
+    /// Decodes several sequences of the large shape together, each number of `batches` once a round. Returns, for each,
+    /// the tokens per second of all together, and the median of what that was of the first's rate in the same round.
+    ///
+    /// # Errors
+    /// As [`pair`](Self::pair).
+    pub(crate) fn batches(&mut self, work: Work, batches: &[u32]) -> Result<Vec<(Spread, f64)>> {
+        self.want_cores(2)?;
+        let path = self.file(LARGE)?.path;
+        let cell = Cell {
+            nodes: 1,
+            threads: 2,
+            isa: None,
+        };
+        let shoal = self.shoal;
+        let commands = batches.iter();
+        let mut commands: Vec<Command> = commands
+            .map(|&batch| shoal.together(&path, work, cell, batch))
+            .collect();
+        commands.iter().for_each(|command| self.note(command));
+        let mut rates = vec![Vec::new(); commands.len()];
+        for _ in 0..self.rounds {
+            for (command, rates) in commands.iter_mut().zip(&mut rates) {
+                rates.push(shoal::measure(command)?.tokens_per_second(work));
+            }
+        }
+        let first = rates.first().context("no batch was asked for")?;
+        let figures = rates.iter().map(|rates| {
+            let spread = Spread::of(rates)?;
+            Some((spread, paired(rates, first)?))
+        });
+        figures.collect::<Option<_>>().context(NO_ROUND)
+    }
+
     fn want_cores(&self, count: u32) -> Result<()> {
         let cores = self.processor.cores;
         if cores < count as usize {

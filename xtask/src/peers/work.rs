@@ -30,6 +30,9 @@ pub(crate) const DECODE_LONG: Work = Work::Decode {
     tokens: 64,
 };
 
+/// How many sequences are decoded together.
+pub(crate) const BATCHES: [u32; 6] = [1, 2, 4, 8, 16, 32];
+
 /// The shape that is measured most.
 pub(crate) const LARGE: Model = Model::Random("Q4_0");
 
