@@ -7,10 +7,10 @@ use shoal_fabric::{FabricError, Group, Rank, tcp};
 use thiserror::Error;
 use tracing::info;
 
+use super::Plan;
 use super::check::drawn;
 use super::measure::{decode, encode, examine};
 use super::report::{Event, Report};
-use super::Plan;
 use crate::launch::{BadKey, LinkTestRole, RankLaunch};
 
 /// Why a rank's test ends early; each message is one line.
