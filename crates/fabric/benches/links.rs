@@ -11,7 +11,9 @@
 
 use std::env;
 use std::error::Error;
+use std::io;
 use std::process::{Child, Command};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use shoal_fabric::tcp::{self, Config, Rdma, Rendezvous};
@@ -28,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let config = config(link);
             let (rank, world) = (Rank(rank.parse()?), world.parse()?);
             let group = tcp::join_with(config, address.parse()?, rank, world, key(), deadline())?;
-            let mut group = shaped(group, link);
+            let mut group = shaped(group, link)?;
             for size in Size::parse(sizes)? {
                 size.measure(&mut group)?;
             }
@@ -89,7 +91,7 @@ fn run(link: &str, world: usize, sizes: &[Size]) -> Result<Vec<Measured>, Box<dy
             .spawn()
     };
     let mut members: Vec<Child> = (1..world).map(member).collect::<Result<_, _>>()?;
-    let mut group = shaped(rendezvous.accept(deadline())?, link);
+    let mut group = shaped(rendezvous.accept(deadline())?, link)?;
     let measured = sizes
         .iter()
         .map(|size| Ok((*size, size.measure(&mut group)?)));
@@ -171,11 +173,33 @@ fn config(link: &str) -> Config {
     }
 }
 
-fn shaped(mut group: Group, link: &str) -> Group {
+/// Gives the group its topology, and this rank a core of its own where there are enough: ranks that come to share one for
+/// a while say nothing about links.
+fn shaped(mut group: Group, link: &str) -> io::Result<Group> {
     if link == TCP_RING {
         group.set_topology(Topology::Ring);
     }
-    group
+    if group.world() <= thread::available_parallelism()?.get() {
+        take_core(group.rank().index())?;
+    }
+    Ok(group)
+}
+
+/// Binds this process to one of the cores it may use.
+#[cfg(target_os = "linux")]
+fn take_core(rank: usize) -> io::Result<()> {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let allowed = sched_getaffinity(None)?;
+    let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
+    let mut own = CpuSet::new();
+    own.set(cores.nth(rank).ok_or(io::ErrorKind::NotFound)?);
+    Ok(sched_setaffinity(None, &own)?)
+}
+
+/// Elsewhere the system places its processes itself.
+#[cfg(not(target_os = "linux"))]
+fn take_core(_rank: usize) -> io::Result<()> {
+    Ok(())
 }
 
 fn key() -> Key {

@@ -8,27 +8,28 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
     awake: Duration,
-    /// Whether the core is offered to others between two looks.
-    shares: bool,
+    /// How long until the core is offered to others between two looks.
+    alone: Duration,
 }
 
 impl Pace {
     /// Chooses for a machine on which `local_ranks` ranks of the group run.
     ///
     /// Waking from sleep costs more than a whole small all-reduce, so a rank with a core of its own looks again and again
-    /// for as long as the other ranks' share of a layer may differ. Where ranks outnumber cores, the awaited rank may
-    /// need this very core: it is offered between looks, and sleep comes sooner.
+    /// for as long as the other ranks' share of a layer may differ. After a moment it offers the core between looks even
+    /// so: the system may have put the awaited rank on this very core, however many there are, where it would not run
+    /// before this one sleeps. Where ranks outnumber cores that is certain, and sleep comes sooner.
     pub(crate) fn of_machine(local_ranks: usize) -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         if local_ranks <= cores {
             Self {
                 awake: Duration::from_micros(50),
-                shares: false,
+                alone: Duration::from_micros(5),
             }
         } else {
             Self {
                 awake: Duration::from_micros(10),
-                shares: true,
+                alone: Duration::ZERO,
             }
         }
     }
@@ -53,10 +54,11 @@ impl Patience {
     pub(crate) fn pass(&mut self) -> bool {
         let now = Instant::now();
         let since = *self.since.get_or_insert(now);
-        if now.duration_since(since) >= self.pace.awake {
+        let waited = now.duration_since(since);
+        if waited >= self.pace.awake {
             return false;
         }
-        if self.pace.shares {
+        if waited >= self.pace.alone {
             thread::yield_now();
         } else {
             hint::spin_loop();

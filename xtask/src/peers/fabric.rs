@@ -17,8 +17,8 @@ pub(crate) const DOCUMENT: &str = "docs/FABRIC.md";
 
 /// A decode step's sum, one of a short prompt, and those of long prompts.
 const SIZES: [Size; 4] = [
-    size(8 << 10, 128, 10),
-    size(64 << 10, 16, 10),
+    size(8 << 10, 32, 5),
+    size(64 << 10, 16, 5),
     size(4 << 20, 1, 10),
     size(64 << 20, 1, 3),
 ];
@@ -140,7 +140,8 @@ fn head(date: &str, commit: &str, mpi_version: &str, rounds: u32) -> String {
         "All-reduce of f32 by sum, each rank a process of one machine: {model}, {cores} cores, {date}, commit {commit}, {mpi_version},\n\
          {requirements}. `cargo xtask peers fabric` took the programs in {rounds} turns; a figure is the median of the turns, the range is\n\
          that of the turns, and a turn's figure is the median of its samples. The last columns are the median of the ratios within\n\
-         each turn: above 1, Shoal is quicker. With 4 processes there may be more of them than cores.\n",
+         each turn: above 1, Shoal is quicker. Where there are cores enough, mpirun and Shoal's benchmark bind each rank to one; MLX\n\
+         does not.\n",
         date = date.trim(),
         commit = commit.trim(),
     )
