@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 /// How eagerly the ranks of a group wait.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
-    awake: Duration,
     /// How long until the core is offered to others between two looks.
     alone: Duration,
 }
@@ -15,22 +14,18 @@ pub(crate) struct Pace {
 impl Pace {
     /// Chooses for a machine on which `local_ranks` ranks of the group run.
     ///
-    /// Waking from sleep costs more than a whole small all-reduce, so a rank with a core of its own looks again and again
-    /// for as long as the other ranks' share of a layer may differ. After a moment it offers the core between looks even
-    /// so: the system may have put the awaited rank on this very core, however many there are, where it would not run
-    /// before this one sleeps. Where ranks outnumber cores that is certain, and sleep comes sooner.
+    /// Waking from sleep costs more than a whole small all-reduce, so a rank looks again and again for as long as the other
+    /// ranks' share of a layer may differ. With a core of its own it does so alone, but after a moment it offers the core
+    /// between looks even so: the system may have put the awaited rank on this very core, where it would not run before
+    /// this one sleeps. Where ranks outnumber cores that is certain.
     pub(crate) fn of_machine(local_ranks: usize) -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        if local_ranks <= cores {
-            Self {
-                awake: Duration::from_micros(50),
-                alone: Duration::from_micros(5),
-            }
-        } else {
-            Self {
-                awake: Duration::from_micros(10),
-                alone: Duration::ZERO,
-            }
+        Self {
+            alone: if local_ranks <= cores {
+                ALONE_MAX
+            } else {
+                Duration::ZERO
+            },
         }
     }
 
@@ -55,7 +50,7 @@ impl Patience {
         let now = Instant::now();
         let since = *self.since.get_or_insert(now);
         let waited = now.duration_since(since);
-        if waited >= self.pace.awake {
+        if waited >= AWAKE_MAX {
             return false;
         }
         if waited >= self.pace.alone {
@@ -71,3 +66,8 @@ impl Patience {
         self.since = None;
     }
 }
+
+/// How long a rank looks before it sleeps.
+const AWAKE_MAX: Duration = Duration::from_micros(50);
+/// How long it may keep a core of its own busy with nothing else.
+const ALONE_MAX: Duration = Duration::from_micros(5);

@@ -16,20 +16,17 @@ use std::{collections::BTreeMap, fs};
 pub(crate) const DOCUMENT: &str = "docs/FABRIC.md";
 
 /// A decode step's sum, one of a short prompt, and those of long prompts.
-const SIZES: [Size; 4] = [
-    size(8 << 10, 32, 5),
-    size(64 << 10, 16, 5),
-    size(4 << 20, 1, 10),
-    size(64 << 20, 1, 3),
-];
+const BYTES: [u64; 4] = [8 << 10, 64 << 10, 4 << 20, 64 << 20];
 const WORLDS: [usize; 2] = [2, 4];
 
-const fn size(bytes: u64, rounds: u32, samples: u32) -> Size {
-    Size {
+/// Returns what is measured of so many processes: less of more of them, who may have to share cores.
+fn sizes(world: usize) -> [Size; 4] {
+    let (rounds_max, samples_max) = if world > 2 { (16, 10) } else { (128, 20) };
+    BYTES.map(|bytes| Size {
         bytes,
-        rounds,
-        samples,
-    }
+        rounds: ((1 << 20) / bytes).clamp(1, rounds_max) as u32,
+        samples: ((256 << 20) / bytes).clamp(1, samples_max) as u32,
+    })
 }
 
 /// Measures, prints the tables and writes them to the document.
@@ -71,7 +68,7 @@ impl Figures {
         };
         for _ in 0..rounds {
             for side in Side::ALL {
-                figures.add(side, &sides.measure(side, world, &SIZES)?);
+                figures.add(side, &sides.measure(side, world, &sizes(world))?);
             }
         }
         Ok(figures)
@@ -93,7 +90,7 @@ impl Figures {
         titles.extend(others.iter().map(|side| format!("{} ÷ Shoal", name(*side))));
         let titles: Vec<&str> = titles.iter().map(String::as_str).collect();
         let mut table = Table::new(&titles);
-        for Size { bytes, .. } in SIZES {
+        for bytes in BYTES {
             let medians = |side| {
                 self.medians
                     .get(&(side, bytes))
@@ -151,7 +148,7 @@ fn head(date: &str, commit: &str, mpi_version: &str, rounds: u32) -> String {
 fn commands(sides: &Sides) -> String {
     let mut text = "\n```sh\n".to_owned();
     for side in Side::ALL {
-        let line = line_of(&sides.command(side, 2, &SIZES));
+        let line = line_of(&sides.command(side, WORLDS[0], &sizes(WORLDS[0])));
         let words = line.split(' ').map(|word| {
             let is_path = word.starts_with('/') || word.starts_with(&*root().to_string_lossy());
             match word.rsplit_once('/') {
