@@ -19,9 +19,12 @@ pub(crate) const DOCUMENT: &str = "docs/FABRIC.md";
 const BYTES: [u64; 4] = [8 << 10, 64 << 10, 4 << 20, 64 << 20];
 const WORLDS: [usize; 2] = [2, 4];
 
-/// Returns what is measured of so many processes: less of more of them, who may have to share cores.
-fn sizes(world: usize) -> [Size; 4] {
-    let (rounds_max, samples_max) = if world > 2 { (16, 10) } else { (128, 20) };
+/// Returns what is measured of a program: less of MLX where ranks may have to share cores, for then a sum takes it 20 ms.
+fn sizes(side: Side, world: usize) -> [Size; 4] {
+    let (rounds_max, samples_max) = match side {
+        Side::MlxRing if world > 2 => (4, 10),
+        _ => (128, 20),
+    };
     BYTES.map(|bytes| Size {
         bytes,
         rounds: ((1 << 20) / bytes).clamp(1, rounds_max) as u32,
@@ -68,7 +71,7 @@ impl Figures {
         };
         for _ in 0..rounds {
             for side in Side::ALL {
-                figures.add(side, &sides.measure(side, world, &sizes(world))?);
+                figures.add(side, &sides.measure(side, world, &sizes(side, world))?);
             }
         }
         Ok(figures)
@@ -148,7 +151,7 @@ fn head(date: &str, commit: &str, mpi_version: &str, rounds: u32) -> String {
 fn commands(sides: &Sides) -> String {
     let mut text = "\n```sh\n".to_owned();
     for side in Side::ALL {
-        let line = line_of(&sides.command(side, WORLDS[0], &sizes(WORLDS[0])));
+        let line = line_of(&sides.command(side, WORLDS[0], &sizes(side, WORLDS[0])));
         let words = line.split(' ').map(|word| {
             let is_path = word.starts_with('/') || word.starts_with(&*root().to_string_lossy());
             match word.rsplit_once('/') {
