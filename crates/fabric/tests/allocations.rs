@@ -5,7 +5,7 @@ mod common;
 use std::thread;
 
 use common::{Links, PATIENT, groups};
-use shoal_fabric::{Group, Reduce};
+use shoal_fabric::{Group, Reduce, Topology};
 
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
@@ -17,17 +17,18 @@ const LENS: [usize; 3] = [16, 1 << 10, 1 << 20];
 fn reductions_allocate_nothing_once_buffers_have_grown() {
     let _profiler = dhat::Profiler::builder().testing().build();
     for links in [Links::InProcess, Links::Tcp, Links::SharedMemory] {
-        for world in [2, 4] {
-            check(links, world);
-        }
+        check(links, 2, Topology::Mesh);
+        check(links, 4, Topology::Mesh);
+        check(links, 4, Topology::Ring);
     }
 }
 
-fn check(links: Links, world: usize) {
+fn check(links: Links, world: usize, topology: Topology) {
     let meeting = std::sync::Barrier::new(world);
     let groups = groups(links, world, PATIENT);
     let grown: Vec<u64> = thread::scope(|scope| {
         let work = |mut group: Group| {
+            group.set_topology(topology);
             let mut data = vec![0.0_f32; LENS[2]];
             let mut round = || {
                 meeting.wait();
@@ -54,5 +55,9 @@ fn check(links: Links, world: usize) {
             .map(|handle| handle.join().expect("no rank panics"));
         done.collect()
     });
-    assert_eq!(grown, vec![0; world], "{links:?}, {world} ranks");
+    assert_eq!(
+        grown,
+        vec![0; world],
+        "{links:?}, {world} ranks, {topology:?}"
+    );
 }
