@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use shoal_fabric::WORLD_MAX;
 use thiserror::Error;
 
 pub use environment::{EnvironmentError, Launched, LaunchedLinks};
@@ -87,6 +88,9 @@ pub enum HostfileError {
     /// It names nobody.
     #[error("the hostfile names no host; give one for each rank")]
     Empty,
+    /// It names more hosts than a group has ranks.
+    #[error("the hostfile names {0} hosts, and at most {WORLD_MAX} can work together")]
+    TooMany(usize),
     /// A host without a name.
     #[error(
         "host {0} of the hostfile has an empty \"ssh\"; give its host name, or 127.0.0.1 for this machine"
@@ -205,6 +209,9 @@ impl Hostfile {
     fn check_form(&self) -> Result<(), HostfileError> {
         if self.hosts.is_empty() {
             return Err(HostfileError::Empty);
+        }
+        if self.hosts.len() > WORLD_MAX {
+            return Err(HostfileError::TooMany(self.hosts.len()));
         }
         if let Some(index) = self.hosts.iter().position(|host| host.host().is_empty()) {
             return Err(HostfileError::NoName(index));
@@ -357,6 +364,15 @@ mod tests {
             let message = message(text);
             assert!(message.contains(part), "{text}: {message}");
         }
+    }
+
+    #[test]
+    fn hosts_are_bounded() {
+        let hosts = vec![r#"{"ssh": "a"}"#; WORLD_MAX + 1].join(",");
+        assert_eq!(
+            message(&format!("[{hosts}]")),
+            "the hostfile names 1025 hosts, and at most 1024 can work together"
+        );
     }
 
     #[test]

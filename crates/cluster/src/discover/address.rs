@@ -11,10 +11,9 @@ use thiserror::Error;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Address {
-    /// The address.
-    pub ip: IpAddr,
-    /// Length of the network's prefix in bits.
-    pub prefix: u8,
+    ip: IpAddr,
+    /// At most as long as the address.
+    prefix: u8,
 }
 
 /// A text is no address with a prefix.
@@ -23,6 +22,18 @@ pub struct Address {
 pub struct BadAddress(String);
 
 impl Address {
+    /// Makes an address of a network with a prefix of so many bits; `None` where the address has fewer.
+    #[must_use]
+    pub fn new(ip: IpAddr, prefix: u8) -> Option<Self> {
+        (prefix <= width(ip)).then_some(Self { ip, prefix })
+    }
+
+    /// Returns the address without its network.
+    #[must_use]
+    pub fn ip(&self) -> IpAddr {
+        self.ip
+    }
+
     /// Whether it is in the same network as another.
     #[must_use]
     pub fn shares_network(&self, other: &Self) -> bool {
@@ -49,11 +60,11 @@ impl Address {
 
     /// The bits of the network, and which family it is of.
     fn network(&self) -> (bool, u128) {
-        let (is_v4, bits, width) = match self.ip {
-            IpAddr::V4(ip) => (true, ip.to_bits().into(), 32),
-            IpAddr::V6(ip) => (false, ip.to_bits(), 128),
+        let (is_v4, bits) = match self.ip {
+            IpAddr::V4(ip) => (true, ip.to_bits().into()),
+            IpAddr::V6(ip) => (false, ip.to_bits()),
         };
-        let host_bits = u32::from(width - self.prefix);
+        let host_bits = u32::from(width(self.ip) - self.prefix);
         (is_v4, bits.checked_shr(host_bits).unwrap_or(0))
     }
 }
@@ -62,11 +73,9 @@ impl FromStr for Address {
     type Err = BadAddress;
 
     fn from_str(text: &str) -> Result<Self, BadAddress> {
-        let parsed = text.split_once('/').and_then(|(ip, prefix)| {
-            let (ip, prefix) = (ip.parse::<IpAddr>().ok()?, prefix.parse().ok()?);
-            let width = if ip.is_ipv4() { 32 } else { 128 };
-            (prefix <= width).then_some(Self { ip, prefix })
-        });
+        let parsed = text
+            .split_once('/')
+            .and_then(|(ip, prefix)| Self::new(ip.parse().ok()?, prefix.parse().ok()?));
         parsed.ok_or_else(|| BadAddress(text.to_owned()))
     }
 }
@@ -89,6 +98,11 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.ip, self.prefix)
     }
+}
+
+/// Bits of an address.
+fn width(ip: IpAddr) -> u8 {
+    if ip.is_ipv4() { 32 } else { 128 }
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ impl FreeNetworks {
     pub(crate) fn beside(machines: &[Machine]) -> Self {
         let interfaces = machines.iter().flat_map(|machine| &machine.interfaces);
         let addresses = interfaces.flat_map(|interface| &interface.addresses);
-        let used = addresses.filter_map(|address| match address.ip {
+        let used = addresses.filter_map(|address| match address.ip() {
             IpAddr::V4(ip) => match ip.octets() {
                 [192, 168, third, _] => Some(third),
                 _ => None,

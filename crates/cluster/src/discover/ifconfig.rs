@@ -50,20 +50,14 @@ fn v4<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<Address> {
     let ip: Ipv4Addr = words.next()?.parse().ok()?;
     words.find(|word| *word == "netmask")?;
     let mask = u32::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?;
-    Some(Address {
-        ip: IpAddr::V4(ip),
-        prefix: mask.leading_ones() as u8,
-    })
+    Address::new(IpAddr::V4(ip), mask.leading_ones() as u8)
 }
 
 /// `fe80::1%en2 prefixlen 64 scopeid 0x5`
 fn v6<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<Address> {
     let ip: Ipv6Addr = words.next()?.split('%').next()?.parse().ok()?;
     words.find(|word| *word == "prefixlen")?;
-    Some(Address {
-        ip: IpAddr::V6(ip),
-        prefix: words.next()?.parse().ok()?,
-    })
+    Address::new(IpAddr::V6(ip), words.next()?.parse().ok()?)
 }
 
 #[cfg(test)]
@@ -96,6 +90,7 @@ mod tests {
         for output in [
             "",
             "\tinet 1.2.3.4",
+            "en0: flags=1<UP> mtu 1\n\tinet6 ::1 prefixlen 129",
             "en0: flags=1",
             "en0: flags=1<UP> mtu\n\tinet\n\tinet6 x\n\tmember:",
         ] {

@@ -29,12 +29,9 @@ pub(crate) fn add_addresses(interfaces: &mut [Interface], output: &str) -> Resul
     })?;
     for interface in interfaces {
         let of_it = links.iter().filter(|link| link.ifname == interface.name);
-        let addresses = of_it.flat_map(|link| &link.addr_info).filter_map(|info| {
-            Some(Address {
-                ip: info.local?,
-                prefix: info.prefixlen,
-            })
-        });
+        let addresses = of_it
+            .flat_map(|link| &link.addr_info)
+            .filter_map(|info| Address::new(info.local?, info.prefixlen));
         interface.addresses = addresses.collect();
     }
     Ok(())
@@ -50,7 +47,8 @@ mod tests {
             {"ifindex": 1, "ifname": "lo", "addr_info": [{"family": "inet", "local": "127.0.0.1", "prefixlen": 8}]},
             {"ifindex": 2, "ifname": "eth0", "flags": ["UP"], "mtu": 1500, "addr_info": [
                 {"family": "inet", "local": "10.0.0.1", "prefixlen": 24, "broadcast": "10.0.0.255", "scope": "global"},
-                {"family": "inet6", "local": "fe80::1", "prefixlen": 64, "scope": "link"}]},
+                {"family": "inet6", "local": "fe80::1", "prefixlen": 64, "scope": "link"},
+                {"family": "inet", "local": "10.0.0.1", "prefixlen": 33}]},
             {},
             {"ifname": "eth1", "addr_info": []}
         ]"#;

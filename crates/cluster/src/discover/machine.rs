@@ -182,7 +182,7 @@ impl Interface {
     /// Whether it has an IPv4 address.
     #[must_use]
     pub fn has_v4(&self) -> bool {
-        self.addresses.iter().any(|it| it.ip.is_ipv4())
+        self.addresses.iter().any(|it| it.ip().is_ipv4())
     }
 }
 

@@ -23,7 +23,7 @@ pub(crate) fn shared(
             .collect::<Vec<_>>();
         up.into_iter()
             .flat_map(|it| it.addresses.iter().map(move |address| (it, *address)))
-            .filter(|(_, address)| !address.is_link_local() && !address.ip.is_loopback())
+            .filter(|(_, address)| !address.is_link_local() && !address.ip().is_loopback())
     };
     let mut best: Option<((bool, u32), Vec<Place>)> = None;
     for (_, network) in usable(0).collect::<Vec<_>>() {
@@ -33,7 +33,7 @@ pub(crate) fn shared(
             // The same address on two machines is that of a private bridge, such as a container runtime makes.
             let fits = |it: &(&Interface, Address)| {
                 it.1.shares_network(&network)
-                    && places.iter().all(|place| place.address.ip != it.1.ip)
+                    && places.iter().all(|place| place.address.ip() != it.1.ip())
             };
             let Some((interface, address)) = usable(at).find(fits) else {
                 break;
@@ -44,7 +44,7 @@ pub(crate) fn shared(
                 address,
             });
         }
-        let rank = (network.ip.is_ipv4(), slowest_mbit);
+        let rank = (network.ip().is_ipv4(), slowest_mbit);
         if places.len() == machines.len() && best.as_ref().is_none_or(|(other, _)| rank > *other) {
             best = Some((rank, places));
         }

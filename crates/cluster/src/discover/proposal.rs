@@ -284,7 +284,7 @@ impl Draft<'_> {
                     let before = order[(rank + world - 1) % world];
                     own(at, before).iter().map(|wire| wire.ip.into()).collect()
                 }
-                (Some(places), _) => vec![places[at].address.ip],
+                (Some(places), _) => vec![places[at].address.ip()],
                 (None, _) if world == 2 => own(at, order[1 - rank])
                     .iter()
                     .take(1)
@@ -344,7 +344,7 @@ impl Draft<'_> {
         };
         let host = |(at, place): (usize, &Place)| Host {
             ssh: self.machines[at].name.clone(),
-            ips: vec![place.address.ip],
+            ips: vec![place.address.ip()],
             rdma: row(at),
         };
         Ok(Proposal {
@@ -396,7 +396,7 @@ impl Draft<'_> {
         addresses(low).iter().find_map(|one| {
             let other = addresses(high)
                 .iter()
-                .find(|it| it.shares_network(one) && it.ip != one.ip)?;
+                .find(|it| it.shares_network(one) && it.ip() != one.ip())?;
             let ips = [one.lasting_v4()?, other.lasting_v4()?];
             (alone(low, one) && alone(high, other)).then_some(ips)
         })

@@ -79,18 +79,26 @@ impl Found {
             OverArg::Thunderbolt => Over::Thunderbolt,
             OverArg::Ethernet => Over::Ethernet,
         });
-        let cabling = Cabling::of(&machines);
         let launched = match settings::launched() {
             Ok(launched) => launched.map(|it| it.to_string()),
             Err(error) => Some(error.to_string()),
         };
         Ok(Self {
             launched,
+            ..Self::among(machines, over)
+        })
+    }
+
+    /// Says what follows from these machines.
+    fn among(machines: Vec<Machine>, over: Option<Over>) -> Self {
+        let cabling = Cabling::of(&machines);
+        Self {
             traps: traps(&machines, &cabling),
             proposal: Proposal::of(&machines, &cabling, over).map_err(|error| error.to_string()),
             cabling,
             machines,
-        })
+            launched: None,
+        }
     }
 
     /// The proposal, for whoever cannot do without.
@@ -294,4 +302,67 @@ fn propose(proposal: &Proposal, path: Option<&Path>) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A Mac mini as its recording has it: RDMA on `en2`, whose port has `domain` and leads to `peer`.
+    fn mac(name: &str, ip: &str, domain: &str, peer: &str) -> Value {
+        json!({
+            "name": name,
+            "system": "macos",
+            "model": "Mac mini",
+            "interfaces": [
+                {"name": "bridge0", "is_up": true, "members": ["en2", "en3"]},
+                {"name": "en0", "port": "Ethernet", "is_up": true, "mtu_bytes": 1500, "addresses": [ip]},
+                {"name": "en2", "port": "Thunderbolt 1", "is_up": true, "mtu_bytes": 1500},
+            ],
+            "rdma": [{
+                "name": "rdma_en2",
+                "interface": "en2",
+                "ports": [{
+                    "number": 1,
+                    "state": "active",
+                    "rate": "8X × 10.0 Gbps",
+                    "link_layer": "Thunderbolt",
+                    "gids": [{"index": 0, "gid": "fe80::1"}],
+                }],
+            }],
+            "rdma_enabled": true,
+            "thunderbolt": [
+                {
+                    "receptacle": 1, "interface": "en2", "domain": domain, "is_connected": true, "speed_gbit": 80,
+                    "peer": {"name": "Mac mini", "domain": peer},
+                },
+                {"receptacle": 2, "interface": "en3", "domain": "-", "is_connected": false},
+            ],
+        })
+    }
+
+    #[test]
+    fn two_cabled_macs_are_described_warned_of_and_linked() {
+        let recordings = [
+            mac("mac1.local", "192.168.1.14/24", "A", "B"),
+            mac("mac2.local", "192.168.1.15/24", "B", "A"),
+        ];
+        let machines = recordings.map(|it| serde_json::from_value(it).unwrap());
+        let found = Found::among(machines.into(), None);
+        assert_eq!(found.text(None), include_str!("discover/two-macs.txt"));
+        let printed = serde_json::to_value(found.printed()).unwrap();
+        assert_eq!(printed["layout"], "mesh");
+        assert_eq!(
+            printed["hostfile"]["hosts"][1]["rdma"],
+            json!(["rdma_en2", null])
+        );
+        assert_eq!(
+            printed["commands"][0]["commands"][0],
+            json!(["ifconfig", "bridge0", "down"])
+        );
+        let read: Recording = serde_json::from_value(printed).unwrap();
+        assert_eq!(read.machine, found.machines[0]);
+    }
 }
