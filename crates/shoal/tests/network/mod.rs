@@ -66,6 +66,15 @@ impl Network {
             host.run(&format!("ip address add {}/24 dev eth0", Self::ip(at)))?;
             host.run("ip link set eth0 up")?;
         }
+        // The system tells of a link a moment after it is there.
+        let is_up = |host: &Namespace| {
+            let state = host
+                .enter()
+                .args(["cat", "/sys/class/net/eth0/operstate"])
+                .output();
+            state.is_ok_and(|state| state.stdout == b"up\n")
+        };
+        crate::common::eventually("all links are up", || network.hosts.iter().all(is_up));
         Ok(network)
     }
 
