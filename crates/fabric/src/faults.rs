@@ -64,7 +64,7 @@ fn beside(
 }
 
 /// Connects each two of `world`, with `roads` for the lower and the higher rank.
-fn sockets(world: usize, roads: impl Fn() -> [Road; 2]) -> Vec<TcpLinks> {
+pub(crate) fn sockets(world: usize, roads: impl Fn() -> [Road; 2]) -> Vec<TcpLinks> {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
     let address = listener.local_addr().expect("bound");
     let mut lines: Vec<Vec<_>> = (0..world)
@@ -81,7 +81,7 @@ fn sockets(world: usize, roads: impl Fn() -> [Road; 2]) -> Vec<TcpLinks> {
     lines.into_iter().map(links).collect()
 }
 
-fn sockets_and_memory(world: usize) -> Vec<TcpLinks> {
+pub(crate) fn sockets_and_memory(world: usize) -> Vec<TcpLinks> {
     sockets(world, || {
         let offer = Offer::new().expect("shared memory");
         let (opened, proof) = segment::open(offer.name()).expect("it was just offered");
@@ -267,7 +267,7 @@ fn an_abort_of_a_rank_that_owes_nothing_is_heard() {
 
 #[test]
 fn what_is_not_due_names_the_rank_that_sent_it() {
-    let cases: [(&str, Vec<u8>); 6] = [
+    let cases: [(&str, Vec<u8>); 7] = [
         (
             "it sent Gather number 0 where Reduce number 0 is due",
             frame(Kind::Gather, 0, &[0; 8]),
@@ -284,10 +284,16 @@ fn what_is_not_due_names_the_rank_that_sent_it() {
             "a frame began with bytes [47, 45]",
             b"GET / HTTP/1.1\r\n\r\n".to_vec(),
         ),
-        (
-            "a frame is of unknown kind 200",
-            [&b"Sh\xc8"[..], &[0; 9]].concat(),
-        ),
+        ("a frame is of unknown kind 200", {
+            let header = [&b"Sh\xc8"[..], &[0; 9]].concat();
+            let check = crc32fast::hash(&header).to_le_bytes();
+            [&header[..], &check].concat()
+        }),
+        ("the header of a frame is not as it was sent", {
+            let mut bytes = frame(Kind::Reduce, 0, &[0; 8]);
+            bytes[4] ^= 1;
+            bytes
+        }),
         (
             "its last message names no rank",
             frame(Kind::Abort, 0, &[1]),

@@ -34,6 +34,8 @@
 
 mod algorithm;
 pub mod channel;
+#[cfg(test)]
+mod chaos;
 mod error;
 mod farewell;
 #[cfg(test)]

@@ -75,7 +75,7 @@ fn another_version_is_told_to_both_ends() {
     assert_eq!(
         outcome.err().expect("refused").to_string(),
         format!(
-            "the shoal at {peer} speaks protocol version 7 and this one version 5: install the same release on both machines"
+            "the shoal at {peer} speaks protocol version 7 and this one version 6: install the same release on both machines"
         )
     );
 }
