@@ -178,7 +178,11 @@ fn boot(kernel: &Kernel, image: &Image, is_shown: bool) -> Result<Vec<Outcome>> 
         if is_shown {
             eprintln!("{line}");
         }
-        let words: Vec<&str> = line.split(' ').collect();
+        // The firmware leaves a line unfinished, on which the first news then stands.
+        let news = line
+            .find("@@ ")
+            .map_or(line.as_str(), |start| &line[start..]);
+        let words: Vec<&str> = news.split(' ').collect();
         match (words.as_slice(), outcomes.last_mut()) {
             (["@@", "over"], _) => break,
             (["@@", "begin", name], _) => {

@@ -46,8 +46,8 @@ device() {
 
 # Runs the suites over one kind of connection; a world that has no device fails them.
 suites() {
-    SHOAL_TEST_RDMA=$1 timeout 300 /opt/conformance --test-threads=2 &&
-        SHOAL_TEST_RDMA=$1 timeout 300 /opt/collectives --test-threads=2
+    SHOAL_TEST_RDMA=$1 timeout 600 /opt/conformance --test-threads=2 &&
+        SHOAL_TEST_RDMA=$1 timeout 600 /opt/collectives --test-threads=2
 }
 
 conformance_reliable() { suites rc; }
@@ -58,7 +58,7 @@ links() {
     transport=$1
     carrier=$2
     shift 2
-    SHOAL_TRANSPORT=$transport timeout 120 /opt/shoal fabric test --sizes 4K,64K,1M --rounds 2 "$@" >/tmp/links 2>&1
+    SHOAL_TRANSPORT=$transport timeout 600 /opt/shoal fabric test --sizes 4K,64K,1M --rounds 2 "$@" >/tmp/links 2>&1
     cat /tmp/links
     grep -q "^2 ranks .*, $carrier, connected" /tmp/links && grep -q '^data .*every byte is right' /tmp/links
 }
@@ -67,7 +67,7 @@ links_reliable() { links rdma rdma --nodes 2; }
 links_unreliable() { links rdma-unreliable rdma --nodes 2; }
 
 generate() {
-    SHOAL_TRANSPORT=$1 timeout 60 /opt/shoal run --raw --temperature 0 --max-tokens 6 --nodes 2 \
+    SHOAL_TRANSPORT=$1 timeout 600 /opt/shoal run --raw --temperature 0 --max-tokens 6 --nodes 2 \
         --model /opt/tiny.gguf abc 2>/tmp/progress
 }
 
@@ -88,7 +88,7 @@ copy_to_a_node() {
     SHOAL_TRANSPORT=rdma /opt/shoal node --listen 127.0.0.1:7070 --token-file /tmp/token --root /tmp/served >/tmp/node 2>&1 &
     node=$!
     eventually grep -q waiting /tmp/node &&
-        timeout 60 /opt/shoal cp --json --token-file /tmp/token /tmp/tree 127.0.0.1:7070:copied/ &&
+        timeout 600 /opt/shoal cp --json --token-file /tmp/token /tmp/tree 127.0.0.1:7070:copied/ &&
         diff -r /tmp/tree /tmp/served/copied/tree
     status=$?
     # A rank of the node uses the device as well.
@@ -99,7 +99,7 @@ copy_to_a_node() {
 
 # Runs a test without end over `$1`, does `$2` to it once bytes flow, and wants an error that names a rank.
 disturbed() {
-    SHOAL_TRANSPORT=$1 timeout 200 /opt/shoal fabric test --nodes 2 --sizes 4K --rounds 2 --stress --seconds 600 --verbose >/tmp/out 2>/tmp/err &
+    SHOAL_TRANSPORT=$1 timeout 600 /opt/shoal fabric test --nodes 2 --sizes 4K --rounds 2 --stress --seconds 600 --verbose >/tmp/out 2>/tmp/err &
     test=$!
     eventually grep -q 'stress:' /tmp/err || { cat /tmp/err; return 1; }
     "$2"
@@ -134,7 +134,7 @@ link_down_reliable() { disturbed rdma take_link_down; }
 # After that the port is down, which is a reason and no error where TCP is allowed.
 port_down() {
     links rdma,tcp tcp --nodes 2 || return
-    if SHOAL_TRANSPORT=rdma timeout 60 /opt/shoal fabric test --nodes 2 --quick >/tmp/links 2>&1; then
+    if SHOAL_TRANSPORT=rdma timeout 600 /opt/shoal fabric test --nodes 2 --quick >/tmp/links 2>&1; then
         fail "there should be no links without a port"
         return
     fi
