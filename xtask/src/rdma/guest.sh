@@ -44,14 +44,15 @@ device() {
         /opt/ibv_devices | grep rxe_a
 }
 
-# Runs the suites over one kind of connection; a world that has no device fails them.
-suites() {
-    SHOAL_TEST_RDMA=$1 timeout 600 /opt/conformance --test-threads=2 &&
-        SHOAL_TEST_RDMA=$1 timeout 600 /opt/collectives --test-threads=2
+# Runs a suite over one kind of connection; a world that has no device fails it.
+suite() {
+    SHOAL_TEST_RDMA=$2 timeout 600 "/opt/$1" --test-threads=2
 }
 
-conformance_reliable() { suites rc; }
-conformance_unreliable() { suites uc; }
+conformance_reliable() { suite conformance rc; }
+conformance_unreliable() { suite conformance uc; }
+collectives_reliable() { suite collectives rc; }
+collectives_unreliable() { suite collectives uc; }
 
 # Tests links, and looks for what carried the bytes. The status is of no use: nothing is fast enough here to be called healthy.
 links() {
