@@ -13,8 +13,9 @@ use crate::link_test::Carrier;
 pub(crate) enum Order {
     /// Start a rank, in place of the one that may be running.
     Spawn(Spawn),
-    /// End the rank of this cell, if it is the one running.
-    End { cell: String },
+    /// End the rank that was started over this connection, if it is the one running: the order may arrive late, after a
+    /// cut, when the cell has another rank here already.
+    End,
     /// Copy files; the connection is the copy's from here on. Only the first order on a connection can be this one.
     Copy(CopyOrder),
     /// To be answered at once; keeps the connection known to be alive, at both ends.

@@ -8,7 +8,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -153,12 +153,14 @@ impl Shared {
         self.lent.lock().expect("no panic under this lock")
     }
 
-    /// Kills the rank if it is of this cell.
-    fn end(&self, ending: &str) {
+    /// Kills this rank, unless another has its place.
+    fn end(&self, ending: &Weak<RankProcess>) {
         let mut lent = self.lent();
-        if matches!(&*lent, Lent::To { cell, .. } if cell == ending) {
+        if let Lent::To { cell, process } = &*lent
+            && ending.ptr_eq(&Arc::downgrade(process))
+        {
+            info!(cell, "rank ended");
             *lent = Lent::Free;
-            info!(cell = ending, "rank ended");
         }
     }
 
@@ -254,20 +256,26 @@ fn obey(
     receiver: &mut Receiver,
 ) -> Result<(), FabricError> {
     let mut order = first;
+    let mut started = Weak::new();
     loop {
         match order {
             Order::Ping => report(sender, &Report::Pong)?,
             Order::Copy(_) => {}
-            Order::End { cell } => shared.end(&cell),
+            Order::End => shared.end(&started),
             Order::Spawn(order) => match shared.spawn(&order, front) {
                 Ok(process) => {
                     report(sender, &Report::Spawned { pid: process.pid() })?;
                     report_end(sender, &process);
+                    started = Arc::downgrade(&process);
                 }
                 Err(reason) => report(sender, &Report::Ended { reason })?,
             },
         }
-        order = decode(&receiver.recv(Some(Instant::now() + FRONT_SILENCE_MAX))?)?;
+        // A front whose rank runs may be stopped for a while (Ctrl-Z, a laptop that sleeps); the connection notices if
+        // its machine is gone.
+        let idle = started.strong_count() == 0;
+        let deadline = idle.then(|| Instant::now() + FRONT_SILENCE_MAX);
+        order = decode(&receiver.recv(deadline)?)?;
     }
 }
 

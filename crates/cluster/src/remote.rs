@@ -16,7 +16,6 @@ use crate::supervisor::TICK;
 /// A connection to a node and what it reported.
 pub(crate) struct RemoteNode {
     address: String,
-    cell: String,
     local_ip: IpAddr,
     is_here: bool,
     sender: Mutex<Sender>,
@@ -40,7 +39,7 @@ pub struct NodeRefused(#[from] FabricError);
 
 impl RemoteNode {
     /// Connects and proves knowledge of the token; the node proves it too.
-    pub(crate) fn connect(address: &str, cell: &str, token: &Key) -> Result<Self, NodeRefused> {
+    pub(crate) fn connect(address: &str, token: &Key) -> Result<Self, NodeRefused> {
         let channel = Channel::connect(address, token, Instant::now() + CONNECT_WAIT)?;
         let local_ip = channel.local_addr()?.ip();
         let is_here = local_ip == channel.peer_addr().ip();
@@ -63,7 +62,6 @@ impl RemoteNode {
         });
         Ok(Self {
             address: address.to_owned(),
-            cell: cell.to_owned(),
             local_ip,
             is_here,
             sender: Mutex::new(sender),
@@ -72,15 +70,11 @@ impl RemoteNode {
     }
 
     /// Connects to all of `addresses`, side by side: each may take its whole time-out.
-    pub(crate) fn connect_all(
-        addresses: &[String],
-        cell: &str,
-        token: &Key,
-    ) -> Result<Vec<Self>, NodeRefused> {
+    pub(crate) fn connect_all(addresses: &[String], token: &Key) -> Result<Vec<Self>, NodeRefused> {
         thread::scope(|scope| {
             let connections: Vec<_> = addresses
                 .iter()
-                .map(|address| scope.spawn(|| Self::connect(address, cell, token)))
+                .map(|address| scope.spawn(|| Self::connect(address, token)))
                 .collect();
             let connected = connections
                 .into_iter()
@@ -117,12 +111,19 @@ impl RemoteNode {
         let _ = self.order(&Order::Ping);
     }
 
-    /// In words, that the node's machine does not answer any more; `None` while it does.
+    /// In words, that the node's machine does not answer any more; `None` while it does, and when its rank has ended, which
+    /// says more.
     pub(crate) fn silence(&self) -> Option<String> {
-        (self.news.unanswered.load(Ordering::Relaxed) >= UNANSWERED_MAX).then(|| {
+        let is_silent = self.news.unanswered.load(Ordering::Relaxed) >= UNANSWERED_MAX;
+        (is_silent && self.ended().is_none()).then(|| {
             let silent_ms = TICK.as_millis() * u128::from(UNANSWERED_MAX);
             format!("its machine has not answered for {silent_ms} ms: it is down, or cut off")
         })
+    }
+
+    /// Counts unanswered pings from now on.
+    pub(crate) fn forgive(&self) {
+        self.news.unanswered.store(0, Ordering::Relaxed);
     }
 
     /// How the rank ended, in words, or `None` while it runs.
@@ -141,9 +142,7 @@ impl RemoteNode {
 
 impl Drop for RemoteNode {
     fn drop(&mut self) {
-        let _ = self.order(&Order::End {
-            cell: self.cell.clone(),
-        });
+        let _ = self.order(&Order::End);
     }
 }
 

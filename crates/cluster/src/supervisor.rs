@@ -197,7 +197,7 @@ impl Supervisor {
         else {
             return Ok(Vec::new());
         };
-        Ok(RemoteNode::connect_all(addresses, &self.id, token)?)
+        Ok(RemoteNode::connect_all(addresses, token)?)
     }
 
     fn root_launch(&self, key: &Key, listen: IpAddr) -> RankLaunch {
@@ -333,6 +333,12 @@ impl Supervisor {
     /// Waits for a loss or the order to stop, keeping the nodes' connections alive meanwhile.
     fn watch(&self, members: &[Member], inbox: &mpsc::Receiver<Event>) -> Event {
         let mut ended_since = None;
+        // While a model loads its machine may be too busy to answer at once.
+        for member in members {
+            if let Member::Remote(_, node) = member {
+                node.forgive();
+            }
+        }
         loop {
             match inbox.recv_timeout(TICK) {
                 // Left over from a formation that failed: this group is well.

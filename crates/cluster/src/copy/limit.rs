@@ -21,6 +21,12 @@ impl Limit {
         }
     }
 
+    /// Bytes that leave at once: few enough that nobody sleeps for long, whoever ends the copy meanwhile.
+    fn piece_bytes(&self) -> usize {
+        usize::try_from(self.bytes_per_second / 10)
+            .map_or(PIECE_BYTES, |it| it.clamp(1, PIECE_BYTES))
+    }
+
     /// Waits until so many bytes may leave.
     pub(super) fn pass(&self, bytes: usize) {
         let mut free_at = self.free_at.lock().expect("no panic under this lock");
@@ -44,13 +50,13 @@ pub(super) fn write(limit: Option<&Limit>, mut lane: &TcpStream, bytes: &[u8]) -
     let Some(limit) = limit else {
         return lane.write_all(bytes);
     };
-    bytes.chunks(PIECE_BYTES).try_for_each(|piece| {
+    bytes.chunks(limit.piece_bytes()).try_for_each(|piece| {
         limit.pass(piece.len());
         lane.write_all(piece)
     })
 }
 
-/// Bytes that leave at once under a limit.
+/// The most that leaves at once under a limit.
 const PIECE_BYTES: usize = 64 << 10;
 
 #[cfg(test)]

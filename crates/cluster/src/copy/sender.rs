@@ -189,6 +189,8 @@ impl Crew<'_> {
             if let Err(error) = self.send_chunk(lane, span, &offer, &mut open, &mut buffer) {
                 self.line().failed.get_or_insert(error);
                 self.moved.notify_all();
+                // The receiver may be waiting for what this lane was to bring.
+                let _may_be_closed_already = lane.shutdown(Shutdown::Both);
                 return;
             }
         }

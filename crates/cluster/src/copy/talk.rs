@@ -173,7 +173,7 @@ const MESSAGES_MAX: usize = 32;
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 const PINGS_IN_SILENCE: u32 = 12;
 /// How long an end that stops listens for what the other has to say.
-const FAREWELL_TIME_MAX: Duration = Duration::from_secs(2);
+const FAREWELL_TIME_MAX: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {

@@ -40,6 +40,18 @@ impl Address {
         self.prefix == other.prefix && self.network() == other.network()
     }
 
+    /// Returns how many of its leading bits name the network.
+    pub(crate) fn prefix(&self) -> u8 {
+        self.prefix
+    }
+
+    /// Whether an address can be in both networks.
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        let prefix = self.prefix.min(other.prefix);
+        let of = |it: &Self| Self { prefix, ..*it };
+        of(self).shares_network(&of(other))
+    }
+
     /// Whether it was given by the machine to itself, so that it changes and may be gone for minutes after a cable was
     /// pulled.
     #[must_use]

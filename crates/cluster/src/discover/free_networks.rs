@@ -1,32 +1,26 @@
 //! Networks for cables, which nobody uses yet.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
+use super::address::Address;
 use super::machine::Machine;
 
 /// The next networks of four addresses, of which two can be used, from 192.168 as far as nobody uses it.
 pub(crate) struct FreeNetworks {
-    used: BTreeSet<u8>,
-    third: u8,
-    fourth: u16,
+    used: Vec<Address>,
+    /// Of those there are in 192.168.
+    next: u16,
 }
 
 impl FreeNetworks {
     pub(crate) fn beside(machines: &[Machine]) -> Self {
         let interfaces = machines.iter().flat_map(|machine| &machine.interfaces);
-        let addresses = interfaces.flat_map(|interface| &interface.addresses);
-        let used = addresses.filter_map(|address| match address.ip() {
-            IpAddr::V4(ip) => match ip.octets() {
-                [192, 168, third, _] => Some(third),
-                _ => None,
-            },
-            IpAddr::V6(_) => None,
-        });
+        let used = interfaces.flat_map(|interface| &interface.addresses);
+        // A network that is in use keeps all of its 256 addresses, for a person to read.
+        let used = used.filter_map(|it| Address::new(it.ip(), it.prefix().min(24)));
         Self {
             used: used.collect(),
-            third: 0,
-            fourth: 0,
+            next: 0,
         }
     }
 }
@@ -35,12 +29,15 @@ impl Iterator for FreeNetworks {
     type Item = [Ipv4Addr; 2];
 
     fn next(&mut self) -> Option<[Ipv4Addr; 2]> {
-        while self.fourth > 252 || self.used.contains(&self.third) {
-            (self.third, self.fourth) = (self.third.checked_add(1)?, 0);
+        loop {
+            let [third, fourth] = self.next.checked_mul(4)?.to_be_bytes();
+            self.next += 1;
+            let hosts = [1, 2].map(|host| Ipv4Addr::new(192, 168, third, fourth + host));
+            let network = Address::new(IpAddr::V4(hosts[0]), 30)?;
+            if !self.used.iter().any(|used| used.overlaps(&network)) {
+                return Some(hosts);
+            }
         }
-        let first = self.fourth as u8;
-        self.fourth += 4;
-        Some([1, 2].map(|host| Ipv4Addr::new(192, 168, self.third, first + host)))
     }
 }
 
@@ -57,5 +54,22 @@ mod tests {
         );
         assert_eq!(free.next().unwrap()[0].to_string(), "192.168.1.1");
         assert_eq!(free.count(), 255 * 64 - 1);
+    }
+
+    #[test]
+    fn what_a_machine_is_in_is_no_network_for_a_cable() {
+        let used = ["192.168.1.14/22", "192.168.5.7/24", "10.0.0.1/8"];
+        let free = FreeNetworks {
+            used: used.map(|it| it.parse().unwrap()).to_vec(),
+            next: 0,
+        };
+        let [first, after] = [0, 64].map(|skip| {
+            let mut free = FreeNetworks {
+                used: free.used.clone(),
+                next: 0,
+            };
+            free.nth(skip).unwrap()[0].to_string()
+        });
+        assert_eq!((&*first, &*after), ("192.168.4.1", "192.168.6.1"));
     }
 }

@@ -163,7 +163,7 @@ impl Conductor {
                 token_file,
             } => {
                 let token = read_token(token_file)?;
-                let nodes = RemoteNode::connect_all(addresses, &self.id, &token)?;
+                let nodes = RemoteNode::connect_all(addresses, &token)?;
                 (nodes, formation_key(&token, &self.id, &nonce_hex))
             }
         };
@@ -245,10 +245,13 @@ impl Conductor {
 
     /// Waits for the next event, while it looks after the ranks.
     fn next(&self, ranks: &Ranks, told: &mut Told) -> Result<Event, LinkTestError> {
-        let mut ended_since = None;
         loop {
             if self.stopping.load(Ordering::Relaxed) {
                 return Err(LinkTestError::Stopped);
+            }
+            if told.pinged.elapsed() > TICK {
+                told.pinged = Instant::now();
+                ranks.nodes.iter().for_each(|(_, node)| node.ping());
             }
             match told.lines.recv_timeout(LOOK_EVERY) {
                 Ok(line) => {
@@ -260,17 +263,17 @@ impl Conductor {
                 Err(RecvTimeoutError::Disconnected) => thread::sleep(LOOK_EVERY),
             }
             // Rank 0 is told of a loss by the fabric, and says more about it; it is left time to.
-            if let Some((rank, reason)) = ranks.ended()
-                && ended_since.get_or_insert_with(Instant::now).elapsed() > BLAME_WAIT
-            {
-                return Err(LinkTestError::RankEnded { rank, reason });
+            match ranks.ended() {
+                None => told.ended_since = None,
+                Some((rank, reason)) => {
+                    let since = told.ended_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() > BLAME_WAIT {
+                        return Err(LinkTestError::RankEnded { rank, reason });
+                    }
+                }
             }
             if told.last.elapsed() > SILENCE_MAX {
                 return Err(LinkTestError::Silent);
-            }
-            if told.pinged.elapsed() > TICK {
-                told.pinged = Instant::now();
-                ranks.nodes.iter().for_each(|(_, node)| node.ping());
             }
         }
     }
@@ -311,6 +314,8 @@ struct Told {
     lines: mpsc::Receiver<String>,
     last: Instant,
     pinged: Instant,
+    /// When a rank was first seen to have ended.
+    ended_since: Option<Instant>,
 }
 
 impl Told {
@@ -328,6 +333,7 @@ impl Told {
             lines,
             last: Instant::now(),
             pinged: Instant::now(),
+            ended_since: None,
         }
     }
 }

@@ -112,7 +112,6 @@ fn rate(text: &str) -> Result<u64, String> {
     }
 }
 
-/// What the examples of `shoal node` listen on.
 /// Where a node is awaited when nobody says otherwise.
 pub(crate) const DEFAULT_PORT: u16 = 7070;
 

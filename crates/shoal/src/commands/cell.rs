@@ -63,7 +63,7 @@ pub(crate) fn check_peers(placement: &Placement) -> Result<()> {
             .iter()
             .find(|one| addresses.iter().filter(|other| other == one).count() > 1)
     {
-        bail!("--peer {twice} is given twice; a node runs one rank");
+        bail!("{twice} is named twice; a node runs one rank");
     }
     Ok(())
 }
