@@ -292,10 +292,10 @@ pub fn join_with(
     }
     let lobby_devices = devices.clone();
     let mut lobby = Lobby::new(listener, move |stream| {
-        let deadline = deadline.min(Instant::now() + GREETING_TIME_MAX);
-        let mut channel = Channel::accept_for(stream, &key, Purpose::Mesh, deadline)?;
+        let greeted_by = deadline.min(Instant::now() + GREETING_TIME_MAX);
+        let mut channel = Channel::accept_for(stream, &key, Purpose::Mesh, greeted_by)?;
         let terms = (config, &lobby_devices);
-        let (from, ground) = welcome(&mut channel, terms, group_id, deadline)?;
+        let (from, ground) = welcome(&mut channel, terms, group_id, greeted_by, deadline)?;
         Ok((channel, from, ground))
     })?;
     while let Some(missing) = (rank.index() + 1..world).find(|above| peers[*above].is_none()) {
@@ -373,9 +373,10 @@ fn welcome(
     channel: &mut Channel,
     (config, devices): (Config, &Devices),
     group: [u8; KEY_BYTES],
+    greeted_by: Instant,
     deadline: Instant,
 ) -> Result<(Rank, Ground), FabricError> {
-    let introduction = channel.recv(Some(deadline))?;
+    let introduction = channel.recv(Some(greeted_by))?;
     let (rank, offer) = introduction
         .strip_prefix(&group)
         .and_then(<[u8]>::split_first_chunk)

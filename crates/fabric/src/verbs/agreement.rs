@@ -75,6 +75,9 @@ impl Devices {
             }
             Err(reason) => return Ok(Err(reason)),
         };
+        if ours.unreliable && peer.kind == Kind::Reliable {
+            return Err(talk.broken());
+        }
         let (device, address) = *talk.understand(addresses.get(choice))?;
         let psn = random_psn();
         let flow =

@@ -86,9 +86,15 @@ impl Device {
         }
         (device.mtu, device.lid) = (port.active_mtu, port.lid);
         let count = u8::try_from(port.gid_tbl_len).unwrap_or(u8::MAX);
-        device.addresses = (0..count)
-            .filter_map(|index| device.address(index))
-            .collect();
+        for index in 0..count {
+            let Some(address) = device.address(index) else {
+                continue;
+            };
+            // Linux lists an address once for each version of RoCE, the later one behind, which routers forward and every
+            // device of today has.
+            device.addresses.retain(|earlier| earlier.ip != address.ip);
+            device.addresses.push(address);
+        }
         if device.addresses.is_empty() {
             return Err(format!("{} has no IPv4 address", device.name));
         }

@@ -37,7 +37,11 @@ impl RdmaLink {
     pub(crate) fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         match self.farewell.is_said() {
             true => Err(io::ErrorKind::BrokenPipe.into()),
-            false => self.flow.write(parts),
+            false => self.flow.write(parts).inspect(|count| {
+                if *count > 0 {
+                    self.nap = NAP_MIN;
+                }
+            }),
         }
     }
 
