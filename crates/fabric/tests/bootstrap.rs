@@ -63,7 +63,7 @@ fn another_version_is_told_to_both_ends() {
         stream
             .read_exact(&mut greeting)
             .expect("it says its own version");
-        assert_eq!(greeting, *b"shoalfab\x05\x00");
+        assert_eq!(greeting, *b"shoalfab\x06\x00");
         assert_eq!(stream.read(&mut greeting).expect("it hangs up"), 0);
     });
 
@@ -87,7 +87,7 @@ fn garbage_stops_nobody() {
             &b"GET / HTTP/1.1\r\n\r\n"[..],
             &[0; 4096],
             &[0xff; 100_000],
-            b"shoalfab\x05\x00 and then this",
+            b"shoalfab\x06\x00 and then this",
         ] {
             let mut stream = TcpStream::connect(address).expect("it listens");
             // It may hang up in the middle, which is as good.
