@@ -321,22 +321,12 @@ impl<'a> Lab<'a> {
             .chain(extra.iter().copied())
             .collect();
         let mut command = self.network.on(0, &self.house.command(&args));
-        let mut front = command
+        let front = command
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .expect("shoal starts");
-        let ready = first_line(&mut front).trim().to_owned();
-        let address = ready
-            .split(['/', ' '])
-            .nth(3)
-            .expect("an address in the ready line")
-            .to_owned();
-        Front {
-            front,
-            ready,
-            address,
-        }
+        Front::ready(front)
     }
 
     fn complete(&self, cell: &Front) -> String {

@@ -78,18 +78,7 @@ impl House {
             all.extend(["--threads", "1", "--model", self.model()]);
         }
         all.extend(args);
-        let mut front = self.spawn(&all);
-        let ready = first_line(&mut front).trim().to_owned();
-        let address = ready
-            .split(['/', ' '])
-            .nth(3)
-            .expect("an address in the ready line")
-            .to_owned();
-        Front {
-            front,
-            ready,
-            address,
-        }
+        Front::ready(self.spawn(&all))
     }
 }
 
@@ -101,6 +90,21 @@ pub(crate) struct Front {
 }
 
 impl Front {
+    /// Waits until it says where it serves.
+    pub(crate) fn ready(mut front: Child) -> Self {
+        let ready = first_line(&mut front).trim().to_owned();
+        let address = ready
+            .split(['/', ' '])
+            .nth(3)
+            .expect("an address in the ready line")
+            .to_owned();
+        Self {
+            front,
+            ready,
+            address,
+        }
+    }
+
     pub(crate) fn health(&self) -> String {
         self.http("GET /health HTTP/1.1", "")
     }
