@@ -309,33 +309,27 @@ fn cases(count: u64) -> impl Iterator<Item = Case> {
     seeds.map(Case::of)
 }
 
-/// Ends every case with a fault after a number of bytes of its own, and checks what each rank got.
+/// Ends every case with a fault after a number of bytes of its own, and checks that each rank that failed names one, and which.
 fn with(
     end: End,
     count: u64,
     timeout: Duration,
-    check: impl Fn(&Case, &Result<(), FabricError>),
+    check: impl Fn(usize, Option<Rank>) -> bool,
 ) -> usize {
     let mut failed = 0;
     for case in cases(count) {
         let after_bytes = Dice(case.seed ^ 0xfa17).below(100_000);
-        for outcome in &case.run(Some((end, after_bytes)), timeout) {
-            failed += usize::from(outcome.is_err());
-            check(&case, outcome);
+        let outcomes = case.run(Some((end, after_bytes)), timeout);
+        for (rank, outcome) in outcomes.into_iter().enumerate() {
+            if let Err(error) = outcome {
+                failed += 1;
+                let named = error.lost_rank();
+                let context = || format!("{}, rank {rank}: {error}", case.name());
+                assert!(named.is_some() && check(rank, named), "{}", context());
+            }
         }
     }
     failed
-}
-
-fn names_a_rank_of_the_link(case: &Case, outcome: &Result<(), FabricError>) {
-    if let Err(error) = outcome {
-        let lost = error.lost_rank();
-        assert!(
-            matches!(lost, Some(Rank(0 | 1))),
-            "{}: {error}",
-            case.name()
-        );
-    }
 }
 
 #[test]
@@ -349,7 +343,9 @@ fn collectives_are_right_over_links_in_any_mood() {
 
 #[test]
 fn a_link_that_closes_anywhere_ends_every_wait_and_is_named() {
-    let failed = with(End::Close, 60, PATIENT, names_a_rank_of_the_link);
+    // An end of the link may find that the others have given it up and left, and names one of them.
+    let is_end_or_named = |rank, named| rank < 2 || matches!(named, Some(Rank(0 | 1)));
+    let failed = with(End::Close, 60, PATIENT, is_end_or_named);
     assert!(
         failed > 30,
         "only {failed} ranks noticed: the faults come too late"
@@ -358,11 +354,7 @@ fn a_link_that_closes_anywhere_ends_every_wait_and_is_named() {
 
 #[test]
 fn a_link_that_stalls_anywhere_ends_every_wait() {
-    let failed = with(End::Stall, 12, HASTY, |case, outcome| {
-        if let Err(error) = outcome {
-            assert!(error.lost_rank().is_some(), "{}: {error}", case.name());
-        }
-    });
+    let failed = with(End::Stall, 12, HASTY, |_, _| true);
     assert!(
         failed > 6,
         "only {failed} ranks noticed: the faults come too late"
@@ -371,12 +363,8 @@ fn a_link_that_stalls_anywhere_ends_every_wait() {
 
 /// A bit of a value can be another unseen: what carries the bytes has to see to that. A header's cannot.
 #[test]
-fn a_bit_that_is_another_hangs_nobody_and_blames_nobody_else() {
-    with(End::Corrupt, 60, HASTY, |case, outcome| {
-        if let Err(error) = outcome {
-            assert!(error.lost_rank().is_some(), "{}: {error}", case.name());
-        }
-    });
+fn a_bit_that_is_another_hangs_nobody() {
+    with(End::Corrupt, 60, HASTY, |_, _| true);
 }
 
 /// A small generator (SplitMix64, <https://prng.di.unimi.it/splitmix64.c>).
