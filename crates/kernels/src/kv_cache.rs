@@ -244,32 +244,28 @@ pub(crate) struct Numbers<'a, E> {
     scales: Option<&'a [f32]>,
 }
 
-/// The keys and values of a head in a page.
-pub(crate) struct Head<'a, E> {
-    /// `head_dim × token_stride`.
-    pub(crate) keys: &'a [E],
-    /// `page_tokens × head_stride`.
-    pub(crate) values: &'a [E],
-    /// What a number counts, where that differs: in the key and the value of each position, `token_stride` of both.
-    pub(crate) scales: Option<[&'a [f32]; 2]>,
-}
-
 impl<'a, E> Numbers<'a, E> {
-    pub(crate) fn head(&self, layer: usize, page: u32, head: usize) -> Head<'a, E> {
+    /// Returns the keys of a head in a page, `head_dim × token_stride`, and the values, `page_tokens × head_stride`.
+    #[inline(always)]
+    pub(crate) fn head(&self, layer: usize, page: u32, head: usize) -> (&'a [E], &'a [E]) {
         let cache = self.cache;
-        let run = cache.run(layer, page, head);
-        let numbers = &self.numbers[cache.numbers_of(run)];
-        let (keys, values) = numbers.split_at(cache.shape.head_dim * cache.token_stride);
-        let stride = cache.token_stride;
-        let scales = self.scales.map(|scales| {
-            let (keys, values) = scales[2 * run * stride..][..2 * stride].split_at(stride);
-            [keys, values]
-        });
-        Head {
-            keys,
-            values,
-            scales,
-        }
+        let numbers = &self.numbers[cache.numbers_of(cache.run(layer, page, head))];
+        numbers.split_at(cache.shape.head_dim * cache.token_stride)
+    }
+
+    /// Returns what a number counts in the key and in the value of each position, `token_stride` of both, where that differs.
+    #[inline(always)]
+    pub(crate) fn scales(
+        &self,
+        layer: usize,
+        page: u32,
+        head: usize,
+    ) -> Option<(&'a [f32], &'a [f32])> {
+        let stride = self.cache.token_stride;
+        self.scales.map(|scales| {
+            let run = self.cache.run(layer, page, head);
+            scales[2 * run * stride..][..2 * stride].split_at(stride)
+        })
     }
 }
 
@@ -369,10 +365,10 @@ mod tests {
         let Kept::Q8(numbers) = cache.kept() else {
             panic!("asked for integers");
         };
-        let head = numbers.head(1, 1, 0);
-        let [key_units, value_units] = head.scales.expect("integers count units");
-        let key = head.keys.iter().skip(1).step_by(stride);
-        let value = &head.values[head_stride..][..row.len()];
+        let (keys, values) = numbers.head(1, 1, 0);
+        let (key_units, value_units) = numbers.scales(1, 1, 0).expect("integers count units");
+        let key = keys.iter().skip(1).step_by(stride);
+        let value = &values[head_stride..][..row.len()];
         [
             key.map(|&x| f32::from(x) * key_units[1]).collect(),
             value

@@ -90,17 +90,18 @@ impl AttendPart<'_, '_> {
 
         let pages = &self.tile.span.pages[..self.tile.end.div_ceil(page_tokens)];
         let head = |page| kept.head(layer, page, self.tile.kv_head);
+        let scales = |i: usize| kept.scales(layer, pages[i], self.tile.kv_head);
         let next = |i: usize| head(*pages.get(i + block_pages).unwrap_or(&pages[i]));
         let keys = |i: usize| Page {
-            rows: head(pages[i]).keys,
-            next: next(i).keys,
+            rows: head(pages[i]).0,
+            next: next(i).0,
             stride: token_stride,
         };
         let values = |i: usize| {
             let count = page_tokens.min(self.tile.end - i * page_tokens);
             Page {
-                rows: &head(pages[i]).values[..count * head_stride],
-                next: next(i).values,
+                rows: &head(pages[i]).1[..count * head_stride],
+                next: next(i).1,
                 stride: head_stride,
             }
         };
@@ -118,7 +119,7 @@ impl AttendPart<'_, '_> {
                 let query = self.tile.range.clone().nth(q);
                 let seen = query.map_or(0, |i| self.tile.seen(i));
                 for (i, scores) in range.clone().zip(scores.chunks_exact_mut(token_stride)) {
-                    if let Some([keys, _]) = head(pages[i]).scales {
+                    if let Some((keys, _)) = scales(i) {
                         scale(s, scores, keys);
                     }
                     let valid = seen.saturating_sub(i * page_tokens).min(page_tokens);
@@ -134,7 +135,7 @@ impl AttendPart<'_, '_> {
                 }
                 self.out.totals[q] += exponentiate(s, scores, self.out.largest[q]);
                 for (i, weights) in range.clone().zip(scores.chunks_exact_mut(token_stride)) {
-                    if let Some([_, values]) = head(pages[i]).scales {
+                    if let Some((_, values)) = scales(i) {
                         scale(s, weights, values);
                     }
                 }
@@ -276,7 +277,10 @@ fn add_vectors<S: Simd, E: Element, const Q: usize, const V: usize>(
     d: usize,
     sums: &mut [f32],
 ) {
-    let positions = values.rows.len() / values.stride;
+    let rows = values.rows.chunks_exact(values.stride);
+    let rows = rows.zip(values.next.chunks_exact(values.stride));
+    // The loop's own count, so that no index is checked within it: a check there cost the sums their registers.
+    let positions = rows.len();
     let mut own = [weights; Q];
     let mut parts = [[s.splat(0.0); V]; Q];
     for (q, parts) in parts.iter_mut().enumerate() {
@@ -285,9 +289,7 @@ fn add_vectors<S: Simd, E: Element, const Q: usize, const V: usize>(
             *part = s.load(&sums[q * values.stride + d + v * S::LANES..]);
         }
     }
-    let rows = values.rows.chunks_exact(values.stride);
-    let rows = rows.zip(values.next.chunks_exact(values.stride));
-    for (p, (values, next)) in rows.enumerate() {
+    for (p, (values, next)) in (0..positions).zip(rows) {
         let value = load::<S, E, V>(s, &values[d..], &next[d..]);
         for q in 0..Q {
             let weight = s.splat(own[q][p]);
