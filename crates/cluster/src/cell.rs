@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use shoal_engine::KvFormat;
 use shoal_engine::client::{AttachError, CellInfo, Client, Loss};
-use shoal_fabric::Rank;
+use shoal_fabric::{Exchange, Rank};
 use thiserror::Error;
 use tracing::info;
 
@@ -50,6 +50,8 @@ pub struct CellConfig {
     pub context: u32,
     /// What keys and values are kept as.
     pub kv_format: KvFormat,
+    /// What partial sums travel as between the ranks.
+    pub exchange: Exchange,
     /// Requests computed at once.
     pub running_max: usize,
     /// Requests waiting at most.

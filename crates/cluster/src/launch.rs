@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use shoal_engine::KvFormat;
-use shoal_fabric::Key;
+use shoal_fabric::{Exchange, Key};
 use thiserror::Error;
 
 use crate::link_test::{Carrier, Plan};
@@ -74,6 +74,8 @@ pub enum RoleLaunch {
         context: u32,
         /// What keys and values are kept as.
         kv_format: KvFormat,
+        /// What partial sums travel as between the ranks.
+        exchange: Exchange,
         /// Requests computed at once.
         running_max: usize,
         /// Requests waiting at most.

@@ -213,6 +213,7 @@ impl Supervisor {
                 shares: config.shares.clone(),
                 context: config.context,
                 kv_format: config.kv_format,
+                exchange: config.exchange,
                 running_max: config.running_max,
                 waiting_max: config.waiting_max,
                 batch_tokens_max: config.batch_tokens_max,

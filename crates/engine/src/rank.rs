@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use shoal_fabric::{Group, Key, Rank, tcp};
+use shoal_fabric::{Exchange, Group, Key, Rank, tcp};
 use shoal_kernels::{Cpu, CpuConfig, Isa, KvFormat, machine};
 use shoal_model::{Model, Shares};
 use tracing::info;
@@ -60,6 +60,8 @@ pub enum Role {
         context: u32,
         /// What keys and values are kept as.
         kv_format: KvFormat,
+        /// What partial sums travel as between the ranks.
+        exchange: Exchange,
         /// Bounds of queue and batch.
         limits: EngineLimits,
         /// How long the cell waits for a front before it ends.
@@ -100,6 +102,7 @@ pub fn run_rank(config: RankConfig) -> Result<(), RankError> {
             shares,
             context,
             kv_format,
+            exchange,
             limits,
             orphan_timeout,
         } => Root {
@@ -111,6 +114,7 @@ pub fn run_rank(config: RankConfig) -> Result<(), RankError> {
             shares,
             context,
             kv_format,
+            exchange,
             limits,
             orphan_timeout,
         }

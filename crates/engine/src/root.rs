@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use shoal_fabric::{Group, solo, tcp};
+use shoal_fabric::{Exchange, Group, solo, tcp};
 use shoal_kernels::KvFormat;
 use shoal_model::gguf::Gguf;
 use shoal_model::{LoadConfig, Model, ModelSpec, Shares};
@@ -31,6 +31,7 @@ pub(crate) struct Root {
     pub(crate) shares: Shares,
     pub(crate) context: u32,
     pub(crate) kv_format: KvFormat,
+    pub(crate) exchange: Exchange,
     pub(crate) limits: EngineLimits,
     pub(crate) orphan_timeout: Duration,
 }
@@ -118,6 +119,7 @@ impl Root {
             kv_pages: limits.kv_pages,
             page_tokens: limits.page_tokens,
             kv_format: self.kv_format,
+            exchange: self.exchange,
             batch_tokens_max: limits.batch_tokens_max,
         };
         group.set_timeout(self.config.silence_while_loading());
@@ -183,6 +185,7 @@ impl Root {
             kv_pages,
             page_tokens = PAGE_TOKENS,
             kv = %self.kv_format,
+            exchange = %self.exchange,
             context,
             inputs_max = self.inputs_max(),
             notices_max = front::OUTBOX_MAX,

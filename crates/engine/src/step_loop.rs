@@ -274,7 +274,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::sync::mpsc::{self, SyncSender};
 
-    use shoal_fabric::solo;
+    use shoal_fabric::{Exchange, solo};
     use shoal_kernels::{Cpu, CpuConfig, Isa, KvFormat};
     use shoal_model::gguf::Gguf;
     use shoal_model::{LoadConfig, Shares};
@@ -316,6 +316,7 @@ mod tests {
             kv_pages,
             page_tokens,
             kv_format: KvFormat::F16,
+            exchange: Exchange::F32,
             batch_tokens_max,
         };
         let mut group = solo();

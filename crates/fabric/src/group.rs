@@ -8,6 +8,7 @@ use crate::algorithm::chain::Chain;
 use crate::algorithm::chunks::Chunks;
 use crate::algorithm::{Choice, Place, THRESHOLDS, Topology, chunk, direct, relay};
 use crate::error::FabricError;
+use crate::exchange::{self, Exchange};
 use crate::frame::{Abort, Kind};
 use crate::link::{Links, Transport};
 use crate::memory;
@@ -29,10 +30,13 @@ use crate::wire::Wire;
 pub struct Group {
     wire: Wire,
     topology: Topology,
+    exchange: Exchange,
     /// What the others bring to a reduction; kept, so that steps do not allocate. Words, so that it suits all values.
     terms: Vec<u64>,
     /// What is passed on from neighbour to neighbour; kept as well.
     transit: Vec<Vec<u8>>,
+    /// This rank's values, where they do not travel as they are; kept as well.
+    blocks: Vec<exchange::Block>,
 }
 
 /// Returns the groups of `world` ranks that run in one process, in rank order: for tests.
@@ -71,6 +75,8 @@ impl Group {
         Self {
             wire: Wire::new(rank, world, links, pace, TIMEOUT),
             topology: Topology::default(),
+            exchange: Exchange::default(),
+            blocks: Vec::new(),
             terms: Vec::new(),
             transit: Vec::new(),
         }
@@ -105,12 +111,26 @@ impl Group {
         self.topology = topology;
     }
 
-    /// Replaces `data` on every rank by its sum over all ranks: [`all_reduce`](Self::all_reduce) of what a model mostly needs.
+    /// Sets what [`all_reduce_sum`](Self::all_reduce_sum) sends from now on; all ranks set the same.
+    pub fn set_exchange(&mut self, exchange: Exchange) {
+        self.exchange = exchange;
+    }
+
+    /// Replaces `data` on every rank by its sum over all ranks: [`all_reduce`](Self::all_reduce) of what a model mostly needs,
+    /// by the [exchange](Self::set_exchange) that is set.
     ///
     /// # Errors
     /// As [`all_reduce`](Self::all_reduce).
     pub fn all_reduce_sum(&mut self, data: &mut [f32]) -> Result<(), FabricError> {
-        self.all_reduce(Reduce::Sum, data)
+        if self.exchange == Exchange::F32 || self.world() == 1 {
+            return self.all_reduce(Reduce::Sum, data);
+        }
+        let mut blocks = mem::take(&mut self.blocks);
+        exchange::pack(data, &mut blocks);
+        let outcome = self.all_reduce(Reduce::Sum, &mut blocks);
+        exchange::unpack(&blocks, data);
+        self.blocks = blocks;
+        outcome
     }
 
     /// Replaces `data` on every rank by what `op` makes of that of all ranks, strictly in rank order: all ranks get the same
@@ -342,13 +362,13 @@ impl Group {
         data: &mut [E],
     ) -> Result<(), FabricError> {
         let Place { own, world, .. } = self.place();
-        let piece_len = THRESHOLDS.piece_len::<f32>(1);
+        let piece_len = THRESHOLDS.piece_len::<f32>(1) / E::LEN;
         self.wire.exchange(&mut Chain {
             op,
             own,
             world,
             data,
-            sums: room(&mut self.terms, 2 * piece_len),
+            sums: room(&mut self.terms, 2 * piece_len * E::LEN),
             piece_len,
         })
     }
@@ -386,11 +406,13 @@ impl Group {
 
 /// Returns room for `len` values in a buffer that grows as needed and never shrinks.
 fn room<E: Element>(buffer: &mut Vec<u64>, len: usize) -> &mut [E] {
-    let words = (len * size_of::<E>()).div_ceil(size_of::<u64>());
+    let bytes = len * size_of::<E>();
+    let words = bytes.div_ceil(size_of::<u64>());
     if buffer.len() < words {
         buffer.resize(words, 0);
     }
-    &mut bytemuck::cast_slice_mut(&mut buffer[..words])[..len]
+    let room: &mut [u8] = bytemuck::cast_slice_mut(buffer);
+    bytemuck::cast_slice_mut(&mut room[..bytes])
 }
 
 /// How long a peer may be still, unless the owner of the group says otherwise.

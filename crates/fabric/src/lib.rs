@@ -38,6 +38,7 @@ pub mod channel;
 mod chaos;
 mod error;
 mod farewell;
+mod exchange;
 #[cfg(test)]
 mod faults;
 pub mod frame;
@@ -66,6 +67,7 @@ mod wire;
 pub use algorithm::Topology;
 pub use error::FabricError;
 pub use group::{Group, in_process, solo};
+pub use exchange::Exchange;
 pub use key::Key;
 pub use link::Transport;
 pub use rank::{Rank, WORLD_MAX};

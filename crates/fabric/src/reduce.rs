@@ -29,6 +29,9 @@ impl Element for bf16 {}
 
 /// What [`Element`] can do. Out of reach, so that the kinds are those of this crate.
 pub trait Arithmetic: Pod + Send + Sync {
+    /// How many `f32` one of these is.
+    const LEN: usize = 1;
+
     /// Begins a reduction: `sum` becomes `values`.
     fn widen(values: &[Self], sum: &mut [f32]);
 
@@ -46,9 +49,9 @@ pub trait Arithmetic: Pod + Send + Sync {
 pub(crate) fn in_rank_order<E: Element>(op: Reduce, mine: &mut [E], own: usize, terms: &[E]) {
     let len = mine.len();
     let mut sum = [0.0; BLOCK_LEN];
-    for (number, mine) in mine.chunks_mut(BLOCK_LEN).enumerate() {
-        let sum = &mut sum[..mine.len()];
-        let start = number * BLOCK_LEN;
+    for (number, mine) in mine.chunks_mut(BLOCK_LEN / E::LEN).enumerate() {
+        let sum = &mut sum[..mine.len() * E::LEN];
+        let start = number * (BLOCK_LEN / E::LEN);
         let end = start + mine.len();
         let blocks = terms.chunks_exact(len).map(|term| &term[start..end]);
         if own == 0 {
@@ -116,7 +119,7 @@ impl Arithmetic for f16 {
     }
 }
 
-fn fold<E: Copy>(op: Reduce, sum: &mut [f32], term: &[E], wide: impl Fn(E) -> f32) {
+pub(crate) fn fold<E: Copy>(op: Reduce, sum: &mut [f32], term: &[E], wide: impl Fn(E) -> f32) {
     let pairs = sum.iter_mut().zip(term);
     match op {
         Reduce::Sum => pairs.for_each(|(sum, term)| *sum += wide(*term)),

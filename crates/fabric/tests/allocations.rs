@@ -5,7 +5,7 @@ mod common;
 use std::thread;
 
 use common::{Links, PATIENT, groups};
-use shoal_fabric::{Group, Reduce, Topology};
+use shoal_fabric::{Exchange, Group, Reduce, Topology};
 
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
@@ -29,6 +29,7 @@ fn check(links: Links, world: usize, topology: Topology) {
     let grown: Vec<u64> = thread::scope(|scope| {
         let work = |mut group: Group| {
             group.set_topology(topology);
+            group.set_exchange(Exchange::Q8);
             let mut data = vec![0.0_f32; LENS[2]];
             let mut round = || {
                 meeting.wait();
@@ -36,6 +37,7 @@ fn check(links: Links, world: usize, topology: Topology) {
                 for len in LENS {
                     group
                         .all_reduce(Reduce::Sum, &mut data[..len])
+                        .and_then(|()| group.all_reduce_sum(&mut data[..len]))
                         .expect("all ranks take part");
                 }
                 meeting.wait();

@@ -2,9 +2,11 @@
 
 mod common;
 
-use common::{Links, PATIENT, everywhere, groups, on_each, values};
+use std::time::Duration;
+
+use common::{Links, PATIENT, bits, everywhere, groups, on_each, values};
 use half::{bf16, f16};
-use shoal_fabric::{Element, FabricError, Group, Rank, Reduce, Topology};
+use shoal_fabric::{Element, Exchange, FabricError, Group, Rank, Reduce, Topology};
 
 const WORLDS: [usize; 7] = [2, 3, 4, 5, 6, 7, 8];
 /// None, fewer than ranks, odd, and long enough for every algorithm and for several pieces.
@@ -130,6 +132,51 @@ fn bf16_is_reduced_in_rank_order_and_rounded_once() {
             bf16::to_f32,
             bf16::from_f32,
         );
+    });
+}
+
+/// Of the terms of all ranks, each rounded, the sum in rank order, rounded: by definition, with a division for each value.
+fn summed_as_integers(terms: &[Vec<f32>]) -> Vec<f32> {
+    let rounded = |values: &[f32]| -> Vec<f32> {
+        let round = |block: &[f32]| {
+            let largest = block.iter().fold(0_f32, |max, value| max.max(value.abs()));
+            let steps = 127.0 / largest;
+            let round = |value: &f32| {
+                // An integer has one zero.
+                ((value * steps).round_ties_even() + 0.0) * (largest / 127.0)
+            };
+            block.iter().map(round).collect::<Vec<f32>>()
+        };
+        values.chunks(32).flat_map(round).collect()
+    };
+    let terms: Vec<Vec<f32>> = terms.iter().map(|term| rounded(term)).collect();
+    let sum = |index: usize| terms.iter().map(|term| term[index]).sum();
+    rounded(&(0..terms[0].len()).map(sum).collect::<Vec<f32>>())
+}
+
+#[test]
+fn sums_of_eight_bits_are_the_same_everywhere() {
+    in_both_topologies(|links, world, topology| {
+        let cases: Vec<_> = [1, 33, 1001, 150_001]
+            .into_iter()
+            .map(|len| {
+                let terms: Vec<Vec<f32>> = (0..world).map(|rank| values(rank, len)).collect();
+                let expected = summed_as_integers(&terms);
+                (terms, expected)
+            })
+            .collect();
+        on_each(groups_in(topology, links, world), |group| {
+            group.set_exchange(Exchange::Q8);
+            let own = group.rank().index();
+            for (terms, expected) in &cases {
+                let mut data = terms[own].clone();
+                group
+                    .all_reduce_sum(&mut data)
+                    .expect("all ranks take part");
+                let (len, same) = (data.len(), bits(&data) == bits(expected));
+                assert!(same, "{len} values, {links:?}, {world} ranks, {topology:?}");
+            }
+        });
     });
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use shoal_fabric::{Group, Key, Rank, solo, tcp};
+use shoal_fabric::{Exchange, Group, Key, Rank, solo, tcp};
 use shoal_kernels::{Cpu, CpuConfig, Isa, KvFormat, machine};
 use shoal_model::gguf::{Gguf, Value};
 use shoal_model::{LoadConfig, Logits, Model, Shares, Span};
@@ -132,5 +132,6 @@ const CONFIG: LoadConfig = LoadConfig {
     kv_pages: 64,
     page_tokens: 16,
     kv_format: KvFormat::F16,
+    exchange: Exchange::F32,
     batch_tokens_max: 512,
 };

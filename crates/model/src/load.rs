@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
-use shoal_fabric::{Group, Rank};
+use shoal_fabric::{Exchange, Group, Rank};
 use shoal_kernels::{Cpu, KvFormat, Matrix};
 
 use crate::error::ModelError;
@@ -26,6 +26,8 @@ pub struct LoadConfig {
     pub page_tokens: u32,
     /// What the KV cache keeps its numbers as.
     pub kv_format: KvFormat,
+    /// What partial sums travel as between the ranks.
+    pub exchange: Exchange,
     /// Tokens in a step at most.
     pub batch_tokens_max: usize,
 }

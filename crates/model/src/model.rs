@@ -87,6 +87,7 @@ impl Model {
             .map_err(|KvCacheError { size_mib }| ModelError::KvCache { size_mib })?;
         let weights = fetch(&spec, &split, &cpu, group)?;
         group.barrier()?;
+        group.set_exchange(config.exchange);
 
         let heads = split.part(Axis::Heads, rank);
         let group = spec.heads / spec.kv_heads;
@@ -150,6 +151,7 @@ fn kv_shape(
         kv_pages,
         page_tokens,
         kv_format,
+        exchange: _,
         batch_tokens_max,
     } = *config;
     if [context, kv_pages, page_tokens].contains(&0) || batch_tokens_max == 0 {

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::{CONFIG, alone, assert_close, cpu, file, on_ranks, on_ranks_with, span};
-use shoal_fabric::{Rank, in_process, solo};
+use shoal_fabric::{Exchange, Rank, in_process, solo};
 use shoal_kernels::{Dtype, Isa, KvFormat};
 use shoal_model::gguf::Gguf;
 use shoal_model::{LoadConfig, Model, ModelError, Shares, Span};
@@ -106,6 +106,29 @@ fn keys_and_values_kept_as_integers() {
                 QUANTISED,
                 &format!("{isa}, shares {shares:?}"),
             );
+        }
+    }
+}
+
+/// Sums that travel as integers move a result as activations of 8 bits do, and every rank's by the same.
+#[test]
+fn sums_sent_as_integers() {
+    let config = LoadConfig {
+        exchange: Exchange::Q8,
+        ..CONFIG
+    };
+    let file = file(&TinyConfig::wide(Dtype::Q8_0));
+    for isa in [Isa::Scalar, Isa::detect()] {
+        let want = alone(&file, isa, &steps());
+        for shares in [&[1, 1][..], &[2, 1]] {
+            let exact = on_ranks(&file, shares, isa, &steps());
+            let ranks = on_ranks_with(config, &file, shares, isa, &steps());
+            for rank in &ranks {
+                assert_eq!(*rank, ranks[0], "{shares:?}: the same bits on every rank");
+            }
+            assert_ne!(ranks[0], exact[0], "another exchange, other bits");
+            let context = format!("{isa}, shares {shares:?}");
+            assert_close(&ranks[0], &want, QUANTISED, &context);
         }
     }
 }

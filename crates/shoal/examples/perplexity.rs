@@ -1,5 +1,6 @@
 //! How far fast kernels and splits move a whole model: its perplexity on a text with every instruction set of this
-//! machine, over two ranks, and with keys and values kept as integers, against the scalar path with `f32` activations.
+//! machine, over two ranks, and with keys and values kept or sums sent as integers, against the scalar path with `f32`
+//! activations.
 //!
 //! `cargo run --release -p shoal --example perplexity -- MODEL.gguf TEXT.txt` prints a table (`--json`: one object) and
 //! ends with status 1 if a perplexity is further from the scalar one than `--tolerance-percent`.
@@ -19,7 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use serde::Serialize;
-use shoal_fabric::{Group, in_process};
+use shoal_fabric::{Exchange, Group, in_process};
 use shoal_kernels::{Cpu, CpuConfig, Isa, KvFormat, machine};
 use shoal_model::gguf::Gguf;
 use shoal_model::{LoadConfig, Model, Shares, Span};
@@ -57,11 +58,7 @@ fn main() -> Result<ExitCode> {
         tolerance_percent: args.tolerance_percent,
         rows: Vec::new(),
     };
-    let reference = Setup {
-        isa: Isa::Scalar,
-        kv_format: KvFormat::F16,
-        ranks: 1,
-    };
+    let reference = Setup::alone(Isa::Scalar);
     let want = reference.score(&file, &tokens)?;
     report.scored_tokens = want.likeliest.len();
     report.rows.push(Row::new(reference, &want, &want));
@@ -97,24 +94,36 @@ struct Setup {
     isa: Isa,
     kv_format: KvFormat,
     ranks: usize,
+    exchange: Exchange,
 }
 
 impl Setup {
-    /// Every instruction set but the scalar one, alone, then splits and the other format with the one a cell would choose.
-    fn compared() -> Vec<Self> {
-        let fast = Isa::ALL.into_iter().skip(1);
-        let alone = fast.filter(|isa| isa.is_available()).map(|isa| Self {
+    fn alone(isa: Isa) -> Self {
+        Self {
             isa,
             kv_format: KvFormat::F16,
             ranks: 1,
-        });
-        let others = [(KvFormat::F16, 2), (KvFormat::Q8, 1), (KvFormat::Q8, 2)];
-        let others = others.map(|(kv_format, ranks)| Self {
+            exchange: Exchange::F32,
+        }
+    }
+
+    /// Every instruction set but the scalar one, alone, then splits and the other formats with the one a cell would choose.
+    fn compared() -> Vec<Self> {
+        let fast = Isa::ALL.into_iter().skip(1);
+        let fast = fast.filter(|isa| isa.is_available()).map(Self::alone);
+        let others = [
+            (KvFormat::F16, 2, Exchange::F32),
+            (KvFormat::Q8, 1, Exchange::F32),
+            (KvFormat::Q8, 2, Exchange::F32),
+            (KvFormat::F16, 2, Exchange::Q8),
+        ];
+        let others = others.map(|(kv_format, ranks, exchange)| Self {
             isa: Isa::detect(),
             kv_format,
             ranks,
+            exchange,
         });
-        alone.chain(others).collect()
+        fast.chain(others).collect()
     }
 
     /// Loads the model and scores the text, on all cores together. Ranks are threads.
@@ -146,6 +155,7 @@ impl Setup {
         let cpu = self.cpu()?;
         let config = LoadConfig {
             kv_format: self.kv_format,
+            exchange: self.exchange,
             ..CONFIG
         };
         let model = Model::load_root(file, shares, config, cpu, &mut group, &mut |_, _| {})?;
@@ -244,6 +254,7 @@ struct Row {
     isa: String,
     kv_format: KvFormat,
     ranks: usize,
+    exchange: Exchange,
     perplexity: f64,
     /// From the first row's perplexity.
     difference_percent: f64,
@@ -263,6 +274,7 @@ impl Row {
             isa: setup.isa.to_string(),
             kv_format: setup.kv_format,
             ranks: setup.ranks,
+            exchange: setup.exchange,
             perplexity: got.perplexity(),
             difference_percent: 100.0 * (got.perplexity() / want.perplexity() - 1.0),
             standard_error_percent: 100.0 * standard_error(&differences),
@@ -288,15 +300,16 @@ impl Report {
             self.text_tokens, self.window_tokens, self.scored_tokens, self.tolerance_percent
         );
         println!(
-            "{:<8} {:<3} {:>5} {:>11} {:>19} {:>16}",
-            "ISA", "KV", "RANKS", "PERPLEXITY", "DIFFERENCE", "SAME NEXT TOKEN"
+            "{:<8} {:<3} {:>5} {:<4} {:>11} {:>19} {:>16}",
+            "ISA", "KV", "RANKS", "SUMS", "PERPLEXITY", "DIFFERENCE", "SAME NEXT TOKEN"
         );
         for row in &self.rows {
             println!(
-                "{:<8} {:<3} {:>5} {:>11.4} {:>+8.3} ± {:.3} % {:>14.2} %",
+                "{:<8} {:<3} {:>5} {:<4} {:>11.4} {:>+8.3} ± {:.3} % {:>14.2} %",
                 row.isa,
                 row.kv_format.to_string(),
                 row.ranks,
+                row.exchange.to_string(),
                 row.perplexity,
                 row.difference_percent,
                 row.standard_error_percent,
@@ -326,6 +339,7 @@ const CONFIG: LoadConfig = LoadConfig {
     kv_pages: 32,
     page_tokens: 16,
     kv_format: KvFormat::F16,
+    exchange: Exchange::F32,
     batch_tokens_max: PROMPT_TOKENS,
 };
 /// A step of the scalar path takes seconds where cores are few and busy.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use shoal_engine::client::{Client, Event, FinishReason, Hello, Request, Sampling, TokenStream};
 use shoal_engine::{EngineLimits, RankConfig, RankError, Role, run_rank};
-use shoal_fabric::{Key, Rank, tcp};
+use shoal_fabric::{Exchange, Key, Rank, tcp};
 use shoal_kernels::{Isa, KvFormat};
 use shoal_model::Shares;
 use shoal_testkit::{TinyConfig, write_to};
@@ -89,6 +89,7 @@ impl Cell {
             shares: Shares::equal(self.world),
             context: self.context,
             kv_format: self.kv_format,
+            exchange: Exchange::F32,
             limits: self.limits,
             orphan_timeout: self.orphan_timeout,
         };

@@ -42,7 +42,7 @@ impl<E: Element> Chain<'_, E> {
     /// Returns where the sum of a piece is, up to this rank. It stays until the next but one comes.
     fn sum(&self, number: usize, len: usize) -> Range<usize> {
         let start = number % 2 * self.piece_len;
-        start..start + len
+        start * E::LEN..(start + len) * E::LEN
     }
 
     /// Returns how many rounds after its sum a piece comes back: one for each link on its way.

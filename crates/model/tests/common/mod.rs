@@ -6,7 +6,7 @@ pub(crate) mod reference;
 use std::thread;
 use std::time::Duration;
 
-use shoal_fabric::in_process;
+use shoal_fabric::{Exchange, in_process};
 use shoal_kernels::{Cpu, CpuConfig, Isa, KvFormat};
 use shoal_model::gguf::Gguf;
 use shoal_model::{LoadConfig, Model, ModelError, Shares, Span};
@@ -20,6 +20,7 @@ pub(crate) const CONFIG: LoadConfig = LoadConfig {
     kv_pages: 32,
     page_tokens: 8,
     kv_format: KvFormat::F16,
+    exchange: Exchange::F32,
     batch_tokens_max: 64,
 };
 

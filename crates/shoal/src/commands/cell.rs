@@ -47,6 +47,7 @@ pub(crate) fn config(
         isa: args.isa.clone(),
         context: file.context(args.ctx)?,
         kv_format: args.kv,
+        exchange: args.exchange,
         running_max: args.batch.into(),
         waiting_max: args.queue.into(),
         batch_tokens_max: BATCH_TOKENS_MAX,

@@ -43,6 +43,7 @@ fn config(launch: RankLaunch, role: RoleLaunch, links: tcp::Config) -> Result<Ra
             shares,
             context,
             kv_format,
+            exchange,
             running_max,
             waiting_max,
             batch_tokens_max,
@@ -55,6 +56,7 @@ fn config(launch: RankLaunch, role: RoleLaunch, links: tcp::Config) -> Result<Ra
             shares: Shares::new(shares)?,
             context,
             kv_format,
+            exchange,
             limits: EngineLimits {
                 running_max,
                 waiting_max,
