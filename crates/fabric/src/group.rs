@@ -105,6 +105,16 @@ impl Group {
         self.wire.timeout = timeout.min(TIMEOUT_MAX);
     }
 
+    pub(crate) fn timeout(&self) -> Duration {
+        self.wire.timeout
+    }
+
+    /// Returns which links the collectives use.
+    #[must_use]
+    pub fn topology(&self) -> Topology {
+        self.topology
+    }
+
     /// Sets which links the collectives use from now on; all ranks set the same. Every rank keeps its links to all others,
     /// for [`send`](Self::send) and for word that a rank was lost.
     pub fn set_topology(&mut self, topology: Topology) {

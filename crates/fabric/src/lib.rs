@@ -33,6 +33,7 @@
 #![allow(unsafe_code)]
 
 mod algorithm;
+mod cabling;
 pub mod channel;
 #[cfg(test)]
 mod chaos;

@@ -196,7 +196,7 @@ impl Rendezvous {
                 .map_err(|error| of_rank(index + 1, error, started, CONNECTING))?;
             peers.push(Some((channel.into_stream(), ground)));
         }
-        group(self.config, Rank(0), peers)
+        group(self.config, Rank(0), peers)?.choose_topology(deadline)
     }
 }
 
@@ -316,7 +316,35 @@ pub fn join_with(
         .and_then(|()| ground.or_rdma(|| devices.follow(config.rdma, &mut root, deadline)))
         .map_err(|error| of_rank(0, error, started, CONNECTING))?;
     peers[0] = Some((root.into_stream(), ground));
-    group(config, rank, peers)
+    group(config, rank, peers)?.choose_topology(deadline)
+}
+
+/// Waits until a rank speaks or hangs up, and returns its place; nothing once all have spoken.
+///
+/// Of several the lowest: a rank that dies takes only those above it along, which connect to it.
+fn first_to_speak(
+    forming: &[Option<(Channel, Lead)>],
+    started: Instant,
+    deadline: Instant,
+) -> Result<Option<usize>, FabricError> {
+    let waiting = forming.iter().enumerate().filter_map(|(place, rank)| {
+        let (channel, _) = rank.as_ref()?;
+        Some((place, PollFd::new(channel.stream(), PollFlags::IN)))
+    });
+    let (places, mut fds): (Vec<usize>, Vec<PollFd<'_>>) = waiting.unzip();
+    let Some(first) = places.first() else {
+        return Ok(None);
+    };
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        poll_for(&mut fds, left)?;
+        if let Some(at) = fds.iter().position(|fd| !fd.revents().is_empty()) {
+            return Ok(Some(places[at]));
+        }
+        if left.is_zero() {
+            return Err(late(first + 1, started, CONNECTING));
+        }
+    }
 }
 
 /// Gives a rank its place, or tells it why not.
