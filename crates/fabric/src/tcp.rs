@@ -192,7 +192,7 @@ impl Rendezvous {
             let ground = lead
                 .conclude(&answer)
                 .map_err(|reason| broke(&channel, reason))?
-                .or_rdma(|| devices.lead(self.config.rdma, &mut channel, deadline))
+                .or_rdma(|| devices.lead(self.config, &mut channel, deadline))
                 .map_err(|error| of_rank(index + 1, error, started, CONNECTING))?;
             peers.push(Some((channel.into_stream(), ground)));
         }
@@ -313,7 +313,7 @@ pub fn join_with(
     let (answer, ground) = Ground::seek(config, &offer);
     let ground = root
         .send(&answer)
-        .and_then(|()| ground.or_rdma(|| devices.follow(config.rdma, &mut root, deadline)))
+        .and_then(|()| ground.or_rdma(|| devices.follow(config, &mut root, deadline)))
         .map_err(|error| of_rank(0, error, started, CONNECTING))?;
     peers[0] = Some((root.into_stream(), ground));
     group(config, rank, peers)?.choose_topology(deadline)
@@ -393,7 +393,7 @@ fn introduce(
     let answer = channel.recv(Some(deadline))?;
     lead.conclude(&answer)
         .map_err(|reason| broke(channel, reason))?
-        .or_rdma(|| devices.lead(config.rdma, channel, deadline))
+        .or_rdma(|| devices.lead(config, channel, deadline))
 }
 
 /// Hears from a rank above who connects, and agrees if it is of the same group.
@@ -411,7 +411,7 @@ fn welcome(
         .ok_or_else(|| broke(channel, "it belongs to another group".to_owned()))?;
     let (answer, ground) = Ground::seek(config, offer);
     channel.send(&answer)?;
-    let ground = ground.or_rdma(|| devices.follow(config.rdma, channel, deadline))?;
+    let ground = ground.or_rdma(|| devices.follow(config, channel, deadline))?;
     Ok((Rank(u16::from_le_bytes(*rank)), ground))
 }
 

@@ -12,21 +12,26 @@
 //! Instead of any of these, either side may say why not, and that is the end of it: they use TCP.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::device::{Address, Device};
-use super::endpoint::{Candidates, Endpoint, Kind, Shape};
+use super::endpoint::{Candidates, Endpoint, Kind};
 use super::flow::Flow;
 use super::pair::QueuePair;
 use crate::channel::Channel;
 use crate::error::FabricError;
 use crate::key::random_bytes;
-use crate::tcp::Rdma;
+use crate::tcp::{Config, Rdma};
 
 /// The RDMA devices of this machine, looked for when they are first wanted.
 #[derive(Clone, Default)]
-pub(crate) struct Devices(Arc<OnceLock<Result<Vec<Arc<Device>>, String>>>);
+pub(crate) struct Devices {
+    found: Arc<OnceLock<Result<Vec<Arc<Device>>, String>>>,
+    /// First messages that were waited for in vain.
+    in_vain: Arc<AtomicU32>,
+}
 
 /// What two ranks have found out: a connection that carries messages, or why there is none.
 pub(crate) type Agreement = Result<Flow, String>;
@@ -36,7 +41,7 @@ impl Devices {
         match rdma {
             Rdma::Off => Err("switched off on this rank".to_owned()),
             Rdma::Auto | Rdma::Unreliable => self
-                .0
+                .found
                 .get_or_init(Device::all)
                 .as_deref()
                 .map_err(String::clone),
@@ -49,20 +54,19 @@ impl Devices {
     /// When the connection fails, or what the other end says cannot be read.
     pub(crate) fn lead(
         &self,
-        rdma: Rdma,
+        config: Config,
         channel: &mut Channel,
         deadline: Instant,
     ) -> Result<Agreement, FabricError> {
         let mut talk = Talk { channel, deadline };
-        let devices = match self.look(rdma) {
+        let devices = match self.look(config.rdma) {
             Ok(devices) => devices,
             Err(reason) => return talk.decline(reason),
         };
         let addresses = addresses(devices);
         let ours = Candidates {
             ips: addresses.iter().map(|(_, address)| address.ip).collect(),
-            unreliable: rdma == Rdma::Unreliable,
-            shape: Shape::OURS,
+            unreliable: config.rdma == Rdma::Unreliable,
         };
         talk.say(&ours.encode())?;
         let (choice, peer) = match talk.hear()? {
@@ -80,12 +84,11 @@ impl Devices {
         }
         let (device, address) = *talk.understand(addresses.get(choice))?;
         let psn = random_psn();
-        let flow =
-            QueuePair::new(device, address, &[peer.kind], peer.shape, psn).and_then(|mut pair| {
-                let endpoint = pair.endpoint();
-                connect(&mut pair, &peer)?;
-                Ok((Flow::new(pair), endpoint))
-            });
+        let flow = QueuePair::new(device, address, &[peer.kind], psn).and_then(|mut pair| {
+            let endpoint = pair.endpoint();
+            connect(&mut pair, &peer)?;
+            Ok((Flow::new(pair), endpoint))
+        });
         let mut flow = match flow {
             Ok((flow, endpoint)) => {
                 talk.say(&endpoint.encode())?;
@@ -97,7 +100,7 @@ impl Devices {
             return Ok(Err(reason));
         }
         flow.say_hello();
-        if let Err(reason) = flow.hear_hello(talk.hello_by()) {
+        if let Err(reason) = self.hear_hello(&mut flow, config, deadline) {
             return talk.decline(reason);
         }
         talk.say(&[])?;
@@ -110,7 +113,7 @@ impl Devices {
     /// When the connection fails, or what the other end says cannot be read.
     pub(crate) fn follow(
         &self,
-        rdma: Rdma,
+        config: Config,
         channel: &mut Channel,
         deadline: Instant,
     ) -> Result<Agreement, FabricError> {
@@ -121,18 +124,17 @@ impl Devices {
             Ok(offer) => talk.understand(Candidates::decode(&offer))?,
             Err(reason) => return Ok(Err(reason)),
         };
-        let devices = match self.look(rdma) {
+        let devices = match self.look(config.rdma) {
             Ok(devices) => devices,
             Err(reason) => return talk.decline(reason),
         };
-        let kinds: &[Kind] = match theirs.unreliable || rdma == Rdma::Unreliable {
+        let kinds: &[Kind] = match theirs.unreliable || config.rdma == Rdma::Unreliable {
             true => &[Kind::Unreliable],
             false => &[Kind::Reliable, Kind::Unreliable],
         };
-        let shape = Shape::OURS.of_both(theirs.shape);
         let pair = nearest(&addresses(devices), near, &theirs.ips, far).and_then(
             |((device, address), choice)| {
-                let pair = QueuePair::new(device, address, kinds, shape, random_psn())?;
+                let pair = QueuePair::new(device, address, kinds, random_psn())?;
                 Ok((pair, choice))
             },
         );
@@ -147,7 +149,7 @@ impl Devices {
             Ok(endpoint) => talk.understand(Endpoint::decode(&endpoint))?,
             Err(reason) => return Ok(Err(reason)),
         };
-        if (peer.kind, peer.shape) != (pair.kind(), shape) {
+        if peer.kind != pair.kind() {
             return Err(talk.broken());
         }
         let mut flow = match connect(&mut pair, &peer) {
@@ -159,13 +161,28 @@ impl Devices {
         if let Err(reason) = talk.hear()? {
             return Ok(Err(reason));
         }
-        match flow.hear_hello(talk.hello_by()) {
+        match self.hear_hello(&mut flow, config, deadline) {
             Ok(()) => {
                 talk.say(&[])?;
                 Ok(Ok(flow))
             }
             Err(reason) => talk.decline(reason),
         }
+    }
+}
+
+impl Devices {
+    /// Waits for the first message: until the deadline where nothing else may carry the bytes. Where TCP may, each wait in vain
+    /// halves the next, for all of them together must not take as long as a group may take to form.
+    fn hear_hello(&self, flow: &mut Flow, config: Config, deadline: Instant) -> Result<(), String> {
+        let patience = HELLO_TIME_MAX / (1 << self.in_vain.load(Ordering::Relaxed).min(6));
+        let until = match config.tcp {
+            true => deadline.min(Instant::now() + patience),
+            false => deadline,
+        };
+        flow.hear_hello(until).inspect_err(|_| {
+            self.in_vain.fetch_add(1, Ordering::Relaxed);
+        })
     }
 }
 
@@ -220,10 +237,6 @@ impl Talk<'_> {
             reason: "what it says about RDMA makes no sense".to_owned(),
         }
     }
-
-    fn hello_by(&self) -> Instant {
-        self.deadline.min(Instant::now() + HELLO_TIME_MAX)
-    }
 }
 
 fn addresses(devices: &[Arc<Device>]) -> Vec<(&Arc<Device>, Address)> {
@@ -272,8 +285,8 @@ fn random_psn() -> u32 {
 const NO: u8 = 0;
 const YES: u8 = 1;
 const REASON_CHARS_MAX: usize = 200;
-/// How long the first message may take.
-const HELLO_TIME_MAX: Duration = Duration::from_secs(2);
+/// How long the first message may take before TCP is used instead.
+const HELLO_TIME_MAX: Duration = Duration::from_secs(4);
 
 #[cfg(test)]
 mod tests {

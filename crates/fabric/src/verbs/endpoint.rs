@@ -16,7 +16,6 @@ pub(crate) struct Endpoint {
     pub(crate) lid: u16,
     /// Largest packet, as verbs count them.
     pub(crate) mtu: u32,
-    pub(crate) shape: Shape,
 }
 
 /// Whether a connection repeats what got lost.
@@ -26,53 +25,6 @@ pub(crate) enum Kind {
     Reliable,
     /// UC: all that Thunderbolt has.
     Unreliable,
-}
-
-/// How the memory of a connection is divided; both ends have the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Shape {
-    pub(crate) slot_bytes: usize,
-    /// In each direction.
-    pub(crate) slots: usize,
-}
-
-impl Shape {
-    /// What this end would take.
-    pub(crate) const OURS: Self = Self {
-        slot_bytes: 4 * FRAME_BYTES,
-        slots: 64,
-    };
-
-    /// Returns the largest that both ends can have.
-    pub(crate) fn of_both(self, other: Self) -> Self {
-        Self {
-            slot_bytes: self.slot_bytes.min(other.slot_bytes),
-            slots: self.slots.min(other.slots),
-        }
-    }
-
-    /// Returns how deep a queue is in frames.
-    pub(crate) fn frames(self) -> usize {
-        self.slots * (self.slot_bytes / FRAME_BYTES)
-    }
-
-    fn encode(self, into: &mut Vec<u8>) {
-        into.extend((self.slot_bytes as u32).to_le_bytes());
-        into.extend((self.slots as u32).to_le_bytes());
-    }
-
-    /// At least two slots: the last credit is kept for giving credit.
-    fn decode(bytes: &mut &[u8]) -> Option<Self> {
-        let shape = Self {
-            slot_bytes: u32::from_le_bytes(take(bytes)?) as usize,
-            slots: u32::from_le_bytes(take(bytes)?) as usize,
-        };
-        let is_possible = shape.slot_bytes >= FRAME_BYTES
-            && shape.slot_bytes.is_multiple_of(FRAME_BYTES)
-            && shape.slot_bytes <= Self::OURS.slot_bytes
-            && (4..=Self::OURS.slots).contains(&shape.slots);
-        is_possible.then_some(shape)
-    }
 }
 
 impl Endpoint {
@@ -86,7 +38,6 @@ impl Endpoint {
         bytes.extend(self.ip.octets());
         bytes.extend(self.lid.to_le_bytes());
         bytes.push(self.mtu as u8);
-        self.shape.encode(&mut bytes);
         bytes
     }
 
@@ -103,7 +54,6 @@ impl Endpoint {
             ip: Ipv4Addr::from(take::<4>(bytes)?),
             lid: u16::from_le_bytes(take(bytes)?),
             mtu: u32::from(u8::from_le_bytes(take(bytes)?)),
-            shape: Shape::decode(bytes)?,
         };
         let is_possible = (abi::MTU_256..=abi::MTU_4096).contains(&endpoint.mtu);
         (is_possible && bytes.is_empty()).then_some(endpoint)
@@ -117,13 +67,11 @@ pub(crate) struct Candidates {
     pub(crate) ips: Vec<Ipv4Addr>,
     /// Whether this end wants a connection as over Thunderbolt.
     pub(crate) unreliable: bool,
-    pub(crate) shape: Shape,
 }
 
 impl Candidates {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![u8::from(self.unreliable)];
-        self.shape.encode(&mut bytes);
         bytes.extend(self.ips.iter().flat_map(Ipv4Addr::octets));
         bytes
     }
@@ -131,12 +79,10 @@ impl Candidates {
     pub(crate) fn decode(mut bytes: &[u8]) -> Option<Self> {
         let bytes = &mut bytes;
         let unreliable = take(bytes)? != [0];
-        let shape = Shape::decode(bytes)?;
         let (ips, rest) = bytes.as_chunks::<4>();
         rest.is_empty().then(|| Self {
             ips: ips.iter().map(|ip| Ipv4Addr::from(*ip)).collect(),
             unreliable,
-            shape,
         })
     }
 }
@@ -148,7 +94,14 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
 }
 
 /// Over Thunderbolt, both sides of a message take the same number of these.
-pub(crate) const FRAME_BYTES: usize = 4096;
+const FRAME_BYTES: usize = 4096;
+const SLOT_FRAMES: usize = 4;
+/// One message.
+pub(crate) const SLOT_BYTES: usize = SLOT_FRAMES * FRAME_BYTES;
+/// In each direction. All of this is part of the protocol's version.
+pub(crate) const SLOTS: usize = 64;
+/// How deep a queue is, as Thunderbolt counts it.
+pub(crate) const QUEUE_FRAMES: usize = SLOTS * SLOT_FRAMES;
 
 #[cfg(test)]
 mod tests {
@@ -164,7 +117,6 @@ mod tests {
             ip: Ipv4Addr::from_bits(ip),
             lid: 7,
             mtu: 3,
-            shape: Shape::OURS,
         }
     }
 
@@ -181,7 +133,7 @@ mod tests {
         #[test]
         fn candidates_are_read_as_they_were_written(ips: Vec<u32>, unreliable: bool) {
             let ips = ips.into_iter().map(Ipv4Addr::from_bits).collect();
-            let candidates = Candidates { ips, unreliable, shape: Shape::OURS };
+            let candidates = Candidates { ips, unreliable };
             prop_assert_eq!(Candidates::decode(&candidates.encode()), Some(candidates));
         }
 
@@ -191,22 +143,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn shapes_that_nobody_can_have_are_refused() {
-        for (slot_bytes, slots) in [(0, 64), (4095, 64), (4096, 3), (4096, 65), (1 << 20, 64)] {
-            let shape = Shape { slot_bytes, slots };
-            let bytes = Endpoint {
-                shape,
-                ..endpoint(1, 2, 3)
-            }
-            .encode();
-            assert_eq!(Endpoint::decode(&bytes), None, "{shape:?}");
-        }
-    }
-
     /// Apple's bound of a queue is 4095 frames.
     #[test]
     fn a_queue_is_not_deeper_than_thunderbolt_allows() {
-        assert!(Shape::OURS.frames() <= 4095);
+        const { assert!(QUEUE_FRAMES <= 4095) };
     }
 }

@@ -9,6 +9,7 @@ use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use super::endpoint::{SLOT_BYTES, SLOTS};
 use super::message::{HEADER_BYTES, Header};
 use super::pair::QueuePair;
 use crate::socket::poll_for;
@@ -35,12 +36,11 @@ pub(crate) struct Flow {
 impl Flow {
     /// Takes a queue pair that is connected.
     pub(crate) fn new(pair: QueuePair) -> Self {
-        let slots = pair.shape().slots;
         Self {
-            free: (slots..2 * slots).collect(),
-            credits: slots,
+            free: (SLOTS..2 * SLOTS).collect(),
+            credits: SLOTS,
             sent: 0,
-            arrived: VecDeque::with_capacity(slots),
+            arrived: VecDeque::with_capacity(SLOTS),
             received: 0,
             owed: 0,
             failure: None,
@@ -48,7 +48,7 @@ impl Flow {
         }
     }
 
-    /// Sends an empty message, and waits for the one of the other end, which has to do the same.
+    /// Waits for the first message of the other end.
     ///
     /// That the devices took each other's addresses does not mean that they reach each other.
     ///
@@ -139,7 +139,7 @@ impl Flow {
 
     /// Whether the device is done with all that was sent.
     pub(crate) fn is_flushed(&self) -> bool {
-        self.free.len() == self.pair.shape().slots
+        self.free.len() == SLOTS
     }
 
     /// Asks to be woken by the device; false when it cannot, and one has to look again and again.
@@ -176,22 +176,24 @@ impl Flow {
             Ok(bytes) => bytes,
             Err(status) => return self.fail(status),
         };
-        if slot >= self.pair.shape().slots {
+        if slot >= SLOTS {
             return self.free.push(slot);
         }
-        let message = match bytes == self.pair.shape().slot_bytes {
+        let message = match bytes == SLOT_BYTES {
             true => Header::decode(self.pair.slot(slot)),
             false => Err(format!("a message has {bytes} bytes")),
         };
         match message {
             Err(reason) => self.fail(reason),
+            // The slot is posted again, and no news to a peer that did not fill it.
+            Ok(header) if header.tag != self.pair.peer_psn() => self.post(slot),
             Ok(header) if header.sequence != self.received => {
                 let (expected, found) = (self.received, header.sequence);
                 self.fail(format!(
                     "message {found} arrived where {expected} was expected: one was lost"
                 ));
             }
-            Ok(header) if self.credits + header.credits > self.pair.shape().slots => {
+            Ok(header) if self.credits + header.credits > SLOTS => {
                 self.fail("the peer gives more credit than it has".to_owned());
             }
             Ok(header) => {
@@ -209,16 +211,20 @@ impl Flow {
     }
 
     fn repost(&mut self, slot: usize) {
-        match self.pair.post_recv(slot) {
-            Ok(()) => self.owed += 1,
-            Err(error) => self.fail(format!("the device takes no receive ({error})")),
+        self.owed += 1;
+        self.post(slot);
+    }
+
+    fn post(&mut self, slot: usize) {
+        if let Err(error) = self.pair.post_recv(slot) {
+            self.fail(format!("the device takes no receive ({error})"));
         }
     }
 
     /// Gives credit by itself when much is owed and nothing else may be sent for long.
     fn give_credit(&mut self) {
         let may = self.failure.is_none() && self.credits > 0 && !self.free.is_empty();
-        if may && self.owed >= self.pair.shape().slots / 2 {
+        if may && self.owed >= SLOTS / 2 {
             self.send(&[], 0..0);
         }
     }
@@ -226,6 +232,7 @@ impl Flow {
     /// Sends one message of what fits of a range of `parts` put end to end; returns how much that is.
     fn send(&mut self, parts: &[IoSlice<'_>], range: Range<usize>) -> usize {
         let slot = self.free.pop().expect("a slot was free");
+        let tag = self.pair.psn();
         let into = self.pair.slot_mut(slot);
         let (mut skip, mut end) = (range.start, HEADER_BYTES);
         let full = into.len().min(HEADER_BYTES + range.len());
@@ -239,6 +246,7 @@ impl Flow {
         }
         let length = end - HEADER_BYTES;
         let header = Header {
+            tag,
             length,
             sequence: self.sent,
             credits: std::mem::take(&mut self.owed),

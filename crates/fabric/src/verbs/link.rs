@@ -47,6 +47,9 @@ impl RdmaLink {
 
     pub(crate) fn read(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
         match self.flow.read(into) {
+            Ok(0) if self.farewell.is_late(self.flow.received) => {
+                Err(io::Error::other("rdma: its last messages were lost"))
+            }
             Ok(0) => Ok(self.farewell.is_over(self.flow.received).then_some(0)),
             Ok(count) => {
                 self.nap = NAP_MIN;
@@ -77,14 +80,17 @@ impl RdmaLink {
 
     /// Returns how long a sleep may be, unless whatever ends it wakes the sleeper.
     pub(crate) fn nap(&self) -> Option<Duration> {
-        self.flow.pair.file().is_none().then_some(self.nap)
+        match self.flow.pair.file() {
+            None => Some(self.nap),
+            Some(_) => self.farewell.ended.map(|_| NAP_MAX),
+        }
     }
 
     /// Returns what to sleep on: the device, and the connection until its end.
     pub(crate) fn files(&self) -> [Option<PollFd<'_>>; 2] {
         let device = self.flow.pair.file().map(readable);
         let socket = PollFd::new(&self.socket, PollFlags::IN);
-        [device, (!self.farewell.ended).then_some(socket)]
+        [device, self.farewell.ended.is_none().then_some(socket)]
     }
 
     /// Hears what woke it, if there was anything to hear.
@@ -95,8 +101,8 @@ impl RdmaLink {
         }
     }
 
-    /// Waits for the device to be done with what was written, or for the other end to leave.
-    fn flush(&mut self) {
+    /// Waits for the device to be done with what was written, or for the other end to leave; says whether all is out.
+    fn flush(&mut self) -> bool {
         let until = Instant::now() + FLUSH_TIME_MAX;
         loop {
             let _is_woken = self.flow.arm();
@@ -108,7 +114,7 @@ impl RdmaLink {
                 || self.farewell.is_said()
                 || left.is_zero()
             {
-                return;
+                return self.flow.is_flushed();
             }
             let mut fds: Vec<PollFd<'_>> = self.files().into_iter().flatten().collect();
             let _next_look_tells = poll_for(&mut fds, left.min(NAP_MAX));
@@ -121,8 +127,10 @@ impl RdmaLink {
 impl Drop for RdmaLink {
     fn drop(&mut self) {
         // What was written before the end can still be read; the queue pair takes what it has not sent with it.
-        self.flush();
-        let _the_end_says_less = self.socket.write(&self.flow.sent.to_le_bytes());
+        // One that cannot vouch for its messages says no number: the end of the connection is the end of the link then.
+        if self.flush() {
+            let _the_end_says_less = self.socket.write(&self.flow.sent.to_le_bytes());
+        }
     }
 }
 
@@ -131,12 +139,12 @@ impl Drop for RdmaLink {
 struct Farewell {
     words: [u8; 8],
     heard: usize,
-    ended: bool,
+    ended: Option<Instant>,
 }
 
 impl Farewell {
     fn hear(&mut self, mut socket: &TcpStream) {
-        while !self.ended {
+        while self.ended.is_none() {
             let mut beyond = [0; 8];
             let into = match &mut self.words[self.heard..] {
                 [] => &mut beyond[..],
@@ -144,22 +152,28 @@ impl Farewell {
             };
             match unless_blocked(socket.read(into)) {
                 Ok(None) => return,
-                Ok(Some(0)) | Err(_) => self.ended = true,
+                Ok(Some(0)) | Err(_) => self.ended = Some(Instant::now()),
                 Ok(Some(count)) => self.heard = (self.heard + count).min(self.words.len()),
             }
         }
     }
 
     fn is_said(&self) -> bool {
-        self.ended || self.heard == self.words.len()
+        self.ended.is_some() || self.heard == self.words.len()
     }
 
     /// Whether nothing more comes after `received` messages. One that was torn away said no number.
     fn is_over(&self, received: u64) -> bool {
         match self.heard == self.words.len() {
             true => received >= u64::from_le_bytes(self.words),
-            false => self.ended,
+            false => self.ended.is_some(),
         }
+    }
+
+    /// Whether messages are missing that can come no more, which only unreliable connections lose.
+    fn is_late(&self, received: u64) -> bool {
+        let is_long_ago = self.ended.is_some_and(|at| at.elapsed() > FLUSH_TIME_MAX);
+        is_long_ago && !self.is_over(received)
     }
 }
 
@@ -205,7 +219,7 @@ mod tests {
         let farewell = hear(&ours, Farewell::is_said);
         assert!(!farewell.is_over(2) && farewell.is_over(3));
         drop(theirs);
-        let farewell = hear(&ours, |farewell| farewell.ended);
+        let farewell = hear(&ours, |farewell| farewell.ended.is_some());
         assert!(farewell.is_over(0), "nothing was said on what is left");
     }
 
@@ -215,7 +229,7 @@ mod tests {
             let (ours, mut theirs) = connection();
             theirs.write_all(&[9; 8][..said]).expect("room");
             drop(theirs);
-            let farewell = hear(&ours, |farewell| farewell.ended);
+            let farewell = hear(&ours, |farewell| farewell.ended.is_some());
             assert!(farewell.is_said() && farewell.is_over(0), "{said}");
         }
     }

@@ -5,6 +5,8 @@
 /// A completion of an unreliable connection proves little, so every message says by itself what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
+    /// Says which connection it belongs to: devices use the numbers of queue pairs again, and one that ended may still send.
+    pub(crate) tag: u32,
     /// Bytes of the stream that follow; the rest of the slot has no meaning.
     pub(crate) length: usize,
     /// Messages before this one.
@@ -16,7 +18,7 @@ pub(crate) struct Header {
 impl Header {
     pub(crate) fn encode(self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
-        bytes[..4].copy_from_slice(&MAGIC);
+        bytes[..4].copy_from_slice(&self.tag.to_le_bytes());
         bytes[4..8].copy_from_slice(&(self.length as u32).to_le_bytes());
         bytes[8..16].copy_from_slice(&self.sequence.to_le_bytes());
         bytes[16..20].copy_from_slice(&(self.credits as u32).to_le_bytes());
@@ -33,17 +35,18 @@ impl Header {
         let Some((header, rest)) = slot.split_first_chunk::<HEADER_BYTES>() else {
             return Err("a message is shorter than its header".to_owned());
         };
-        if header[..4] != MAGIC || header[20..] != checksum(&header[..20]).to_le_bytes() {
+        if header[20..] != checksum(&header[..20]).to_le_bytes() {
             return Err("a message arrived damaged".to_owned());
         }
         let word = |at: usize| {
             let bytes = header[at..at + 4].try_into().expect("four bytes");
-            u32::from_le_bytes(bytes) as usize
+            u32::from_le_bytes(bytes)
         };
         let found = Self {
-            length: word(4),
+            tag: word(0),
+            length: word(4) as usize,
             sequence: u64::from_le_bytes(header[8..16].try_into().expect("eight bytes")),
-            credits: word(16),
+            credits: word(16) as usize,
         };
         match found.length <= rest.len() {
             true => Ok(found),
@@ -60,7 +63,6 @@ fn checksum(bytes: &[u8]) -> u32 {
 }
 
 pub(crate) const HEADER_BYTES: usize = 24;
-const MAGIC: [u8; 4] = *b"SHOL";
 
 #[cfg(test)]
 mod tests {
@@ -70,8 +72,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_header_is_read_as_it_was_written(length in 0..1000_usize, sequence: u64, credits in 0..100_usize) {
-            let header = Header { length, sequence, credits };
+        fn a_header_is_read_as_it_was_written(tag: u32, length in 0..1000_usize, sequence: u64, credits in 0..100_usize) {
+            let header = Header { tag, length, sequence, credits };
             let mut slot = header.encode().to_vec();
             slot.resize(HEADER_BYTES + 1000, 7);
             prop_assert_eq!(Header::decode(&slot), Ok(header));
@@ -83,7 +85,7 @@ mod tests {
 
         #[test]
         fn one_wrong_byte_is_noticed(at in 0..HEADER_BYTES, wrong in 1..=255_u8) {
-            let mut slot = Header { length: 5, sequence: 9, credits: 2 }.encode();
+            let mut slot = Header { tag: 3, length: 5, sequence: 9, credits: 2 }.encode();
             slot[at] ^= wrong;
             prop_assert!(Header::decode(&slot).is_err());
         }

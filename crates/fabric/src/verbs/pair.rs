@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::abi;
 use super::completions::{Completion, Completions};
 use super::device::{Address, Device, PORT};
-use super::endpoint::{Endpoint, Kind, Shape};
+use super::endpoint::{Endpoint, Kind, QUEUE_FRAMES, SLOT_BYTES, SLOTS};
 use super::library::{check, made};
 use super::region::{Domain, Region};
 
@@ -18,9 +18,10 @@ use super::region::{Domain, Region};
 pub(crate) struct QueuePair {
     qp: NonNull<abi::Qp>,
     of_device: Vec<bool>,
-    shape: Shape,
     address: Address,
     psn: u32,
+    /// Of the other end, once connected.
+    peer_psn: u32,
     kind: Kind,
     // In this order, after the queue pair: nothing that a request names goes before it.
     region: Region,
@@ -41,7 +42,6 @@ impl QueuePair {
         device: &Arc<Device>,
         address: Address,
         kinds: &[Kind],
-        shape: Shape,
         psn: u32,
     ) -> Result<Self, String> {
         let place = Place::take(device)?;
@@ -50,14 +50,13 @@ impl QueuePair {
             move |error: io::Error| format!("{name} gives no {what} ({error})")
         };
         let domain = Domain::new(Arc::clone(device)).map_err(fails("protection domain"))?;
-        let slots = 2 * shape.slots;
+        let slots = 2 * SLOTS;
         let completions =
             Completions::new(Arc::clone(device), slots).map_err(fails("completion queue"))?;
-        let region =
-            Region::new(&domain, slots, shape.slot_bytes).map_err(fails("memory region"))?;
+        let region = Region::new(&domain, slots, SLOT_BYTES).map_err(fails("memory region"))?;
         let mut made = Err("no kind of queue pair was asked for".to_owned());
         for kind in kinds {
-            made = Self::create(&domain, &completions, *kind, shape)
+            made = Self::create(&domain, &completions, *kind)
                 .map(|qp| (qp, *kind))
                 .map_err(fails("queue pair"));
             if made.is_ok() {
@@ -68,9 +67,9 @@ impl QueuePair {
         let mut pair = Self {
             qp,
             of_device: vec![false; slots],
-            shape,
             address,
             psn: psn & PSN_MAX,
+            peer_psn: 0,
             kind,
             region,
             completions,
@@ -85,10 +84,9 @@ impl QueuePair {
         domain: &Domain,
         completions: &Completions,
         kind: Kind,
-        shape: Shape,
     ) -> io::Result<NonNull<abi::Qp>> {
         // Thunderbolt counts the depth of its queues in frames.
-        let depth = u32::try_from(shape.frames()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let depth = u32::try_from(QUEUE_FRAMES).map_err(|_| io::ErrorKind::InvalidInput)?;
         let cap = abi::QpCap {
             max_send_wr: depth,
             max_recv_wr: depth,
@@ -138,7 +136,7 @@ impl QueuePair {
             (verbs.query_qp)(self.qp.as_ptr(), &raw mut attr, abi::QP_CAP, &raw mut init)
         })?;
         let depth = attr.cap.max_recv_wr.min(attr.cap.max_send_wr) as usize;
-        if depth < self.shape.slots {
+        if depth < SLOTS {
             let reason = format!("only {depth} requests deep");
             return Err(io::Error::other(reason));
         }
@@ -157,7 +155,6 @@ impl QueuePair {
             ip: self.address.ip,
             lid: device.lid,
             mtu: device.mtu,
-            shape: self.shape,
         }
     }
 
@@ -166,6 +163,7 @@ impl QueuePair {
     /// # Errors
     /// What the device refuses.
     pub(crate) fn connect(&mut self, peer: &Endpoint) -> io::Result<()> {
+        self.peer_psn = peer.psn;
         let reliable = self.kind == Kind::Reliable;
         let mut attr = abi::QpAttr {
             qp_state: abi::QPS_RTR,
@@ -211,7 +209,7 @@ impl QueuePair {
         }
         self.modify(&mut attr, mask)?;
         // Not before now: Apple's devices take no receives in earlier states.
-        (0..self.shape.slots).try_for_each(|slot| self.post_recv(slot))
+        (0..SLOTS).try_for_each(|slot| self.post_recv(slot))
     }
 
     fn modify(&mut self, attr: &mut abi::QpAttr, mask: i32) -> io::Result<()> {
@@ -305,8 +303,12 @@ impl QueuePair {
         self.completions.file()
     }
 
-    pub(crate) fn shape(&self) -> Shape {
-        self.shape
+    pub(crate) fn psn(&self) -> u32 {
+        self.psn
+    }
+
+    pub(crate) fn peer_psn(&self) -> u32 {
+        self.peer_psn
     }
 
     pub(crate) fn kind(&self) -> Kind {
