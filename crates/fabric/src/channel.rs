@@ -151,6 +151,10 @@ impl Channel {
             .expect("a channel that was not split is its only holder")
     }
 
+    pub(crate) fn stream(&self) -> &TcpStream {
+        &self.sender.stream
+    }
+
     fn new(stream: TcpStream, session: handshake::Session) -> Result<Self, FabricError> {
         stream.set_nodelay(true)?;
         let keep_alive = sockopt::set_socket_keepalive(&stream, true)

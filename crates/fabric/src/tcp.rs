@@ -12,6 +12,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags};
 use tracing::{info, warn};
 
 use crate::channel::Channel;
@@ -24,7 +25,7 @@ use crate::key::{KEY_BYTES, Key, random_bytes};
 use crate::lobby::Lobby;
 use crate::pace::Pace;
 use crate::rank::{Rank, WORLD_MAX};
-use crate::socket::{TcpLinks, has_one_address};
+use crate::socket::{TcpLinks, has_one_address, poll_for};
 use crate::verbs::Devices;
 
 /// How the ranks of a group are linked, as far as that can be chosen: the first that two ranks both want and have.
@@ -167,25 +168,26 @@ impl Rendezvous {
                 None => return Err(refused.unwrap_or_else(|| late(missing + 1, started, JOINING))),
             }
         }
-        let (mut channels, addresses): (Vec<Channel>, Vec<SocketAddr>) =
+        let (channels, addresses): (Vec<Channel>, Vec<SocketAddr>) =
             seats.into_iter().flatten().unzip();
         let table = Reply::Table {
             group: random_bytes(),
             addresses,
         }
         .encode();
-        let mut leads = Vec::with_capacity(channels.len());
-        for (index, channel) in channels.iter_mut().enumerate() {
+        let mut forming: Vec<Option<(Channel, Lead)>> = Vec::with_capacity(channels.len());
+        for (index, mut channel) in channels.into_iter().enumerate() {
             let lead = Lead::new(self.config);
             channel
                 .send(&table)
                 .and_then(|()| channel.send(lead.offer()))
                 .map_err(|error| of_rank(index + 1, error, started, JOINING))?;
-            leads.push(lead);
+            forming.push(Some((channel, lead)));
         }
         let devices = Devices::default();
-        let mut peers = vec![None];
-        for (index, (mut channel, lead)) in channels.into_iter().zip(leads).enumerate() {
+        let mut peers: Vec<Option<(TcpStream, Ground)>> = (0..world).map(|_| None).collect();
+        while let Some(index) = first_to_speak(&forming, started, deadline)? {
+            let (mut channel, lead) = forming[index].take().expect("it was waited for");
             let answer = channel
                 .recv(Some(deadline))
                 .map_err(|error| of_rank(index + 1, error, started, CONNECTING))?;
@@ -194,7 +196,7 @@ impl Rendezvous {
                 .map_err(|reason| broke(&channel, reason))?
                 .or_rdma(|| devices.lead(self.config, &mut channel, deadline))
                 .map_err(|error| of_rank(index + 1, error, started, CONNECTING))?;
-            peers.push(Some((channel.into_stream(), ground)));
+            peers[index + 1] = Some((channel.into_stream(), ground));
         }
         group(self.config, Rank(0), peers)?.choose_topology(deadline)
     }
@@ -285,10 +287,14 @@ pub fn join_with(
     for below in 1..rank.index() {
         let address = in_scope_of(own, addresses[below - 1]);
         let name = format!("{} at {address}", Rank::at(below));
-        let mut channel = Channel::connect_for(address, &name, &key, Purpose::Mesh, deadline)?;
-        let ground = introduce(&mut channel, (config, &devices), group_id, rank, deadline)
-            .map_err(|error| of_rank(below, error, started, CONNECTING))?;
-        peers[below] = Some((channel.into_stream(), ground));
+        let met = Channel::connect_for(address, &name, &key, Purpose::Mesh, deadline).and_then(
+            |mut channel| {
+                let terms = (config, &devices);
+                let ground = introduce(&mut channel, terms, group_id, rank, deadline)?;
+                Ok((channel.into_stream(), ground))
+            },
+        );
+        peers[below] = Some(met.map_err(|error| of_rank(below, error, started, CONNECTING))?);
     }
     let lobby_devices = devices.clone();
     let mut lobby = Lobby::new(listener, move |stream| {
@@ -472,6 +478,10 @@ fn of_rank(index: usize, error: FabricError, started: Instant, doing: &'static s
             rank: Rank::at(index),
             reason,
         },
+        FabricError::Unreachable { .. } => FabricError::RankLost {
+            rank: Rank::at(index),
+            reason: error.to_string(),
+        },
         error => error,
     }
 }
@@ -506,6 +516,44 @@ mod tests {
         let found = names.parse::<Config>().ok();
         let found = found.map(|config| (config.shared_memory, config.rdma, config.tcp));
         assert_eq!(found, expected, "{names}");
+    }
+
+    /// Joins as far as the table, and no further.
+    fn seated(rendezvous: SocketAddr, rank: u16, key: &Key, deadline: Instant) -> Channel {
+        let name = rendezvous.to_string();
+        let purpose = Purpose::Rendezvous;
+        let root = Channel::connect_for(rendezvous, &name, key, purpose, deadline);
+        let mut root = root.expect("rank 0 waits");
+        let join = Join {
+            rank: Rank(rank),
+            world: 3,
+            listens: rendezvous,
+        };
+        root.send(&join.encode()).expect("rank 0 hears");
+        root
+    }
+
+    #[test]
+    fn a_rank_that_dies_while_the_group_forms_is_named_whatever_others_wait_for() {
+        let (key, deadline) = (Key::random(), Instant::now() + Duration::from_secs(60));
+        let listen = "127.0.0.1:0".parse().expect("an address");
+        let rendezvous = Rendezvous::bind(listen, 3, key.clone()).expect("a free port");
+        let address = rendezvous.local_addr();
+        let root = std::thread::spawn(move || rendezvous.accept(deadline));
+        // Rank 1 is up, and waits for rank 2.
+        let mut first = seated(address, 1, &key, deadline);
+        let mut second = seated(address, 2, &key, deadline);
+        for rank in [&mut first, &mut second] {
+            rank.recv(Some(deadline)).expect("the table");
+        }
+        drop(second);
+        let error = root
+            .join()
+            .expect("no panic")
+            .err()
+            .expect("a rank is gone");
+        assert_eq!(error.lost_rank(), Some(Rank(2)), "{error}");
+        drop(first);
     }
 
     #[test]
