@@ -1,5 +1,6 @@
 //! How a group ends: every rank that can still be told learns which rank was lost.
 
+use std::iter;
 use std::time::{Duration, Instant};
 
 use crate::error::FabricError;
@@ -25,7 +26,15 @@ impl Wire {
             Cause::Lost { .. } => self.find_abort().map_or(cause, Cause::Aborted),
             cause => cause,
         };
+        // Told that somebody waits in vain, each says whom it waits for itself.
+        let cause = match cause {
+            Cause::Aborted(Abort {
+                is_silence: true, ..
+            }) => self.waits_for(moving),
+            cause => cause,
+        };
         let error = cause.into_error(traffic.kind(moving.receiving));
+        let is_silence = matches!(error, FabricError::Timeout { .. });
         let rank = error.lost_rank().unwrap_or(self.rank);
         let reason = match &error {
             FabricError::RankLost { reason, .. } => reason.clone(),
@@ -36,36 +45,68 @@ impl Wire {
             let payload = traffic.payload(moving.sending, send.peer);
             (send.clone(), payload.unwrap_or_default())
         });
-        self.end(Abort { rank, reason }, midway.collect());
+        let abort = Abort {
+            rank,
+            is_silence,
+            reason,
+        };
+        let ended = self.end(abort, midway.collect());
+        if is_silence && (ended.rank != rank || rank == self.rank) {
+            let Abort { rank, reason, .. } = ended;
+            return FabricError::RankLost { rank, reason };
+        }
         error
     }
 
-    /// Tells all peers of `abort` and hears them out, for a short time at most; nothing is possible after that.
+    /// Says whom this rank waits for: itself, if it has not waited for long.
+    fn waits_for(&self, moving: &Moving) -> Cause {
+        let now = Instant::now();
+        let waited = moving
+            .slept_since
+            .map_or(Duration::ZERO, |since| now - since);
+        let stillest = moving.stillest(now);
+        // Not by when its frame has last moved: the system takes bytes for a rank that does not.
+        let peer = match stillest.filter(|_| waited >= self.timeout / 2) {
+            Some((_, peer)) => peer,
+            None => self.rank.index(),
+        };
+        Cause::Silent { peer, waited }
+    }
+
+    /// Tells all peers of `abort` and hears them out, for a short time at most; nothing is possible after that. Returns what the
+    /// group has ended with, by all that was said.
     ///
     /// Frames that are half out, `midway`, are finished first, or the peer would take the news for payload. A survivor is heard until
     /// it says farewell as well: a socket that is closed before may take back what the other end has not read yet. The
     /// lost rank is told if that goes without waiting, so that it knows if it should wake up.
-    pub(crate) fn end(&mut self, abort: Abort, midway: Vec<(Outgoing, &[u8])>) {
+    pub(crate) fn end(&mut self, abort: Abort, midway: Vec<(Outgoing, &[u8])>) -> Abort {
         let until = Instant::now() + FAREWELL_TIME_MAX;
-        let (payload, blamed) = (abort.encode(), abort.rank.index());
-        self.ended = Some(abort);
+        let (payload, own) = (abort.encode(), self.rank.index());
+        let mut said = vec![None; self.world()];
+        said[own] = Some(abort);
         let mut news = midway;
         for peer in self.others() {
             let sequence = self.peers[peer].frames_sent;
             let send = Outgoing::new(peer, Kind::Abort, sequence, &payload);
             news.push((send, &payload));
         }
-        let mut talking: Vec<usize> = self.others().filter(|peer| *peer != blamed).collect();
+        let mut talking: Vec<usize> = self.others().collect();
         loop {
-            self.push_in_order(&mut news);
-            news.retain(|(send, _)| send.peer != blamed);
+            self.push_in_order(&mut news, until);
             talking.retain(|&peer| {
-                matches!(
-                    self.peers[peer].drain(self.links.as_mut(), peer),
-                    Drained::Open
-                )
+                let drained = self.peers[peer].drain(self.links.as_mut(), peer);
+                if let Drained::Farewell(abort) = drained {
+                    said[peer] = Some(abort);
+                    return false;
+                }
+                matches!(drained, Drained::Open)
             });
-            let reading = talking.iter().map(|&peer| Interest {
+            let verdict = verdict(own, &said);
+            // Of one that is only waited for, nobody knows yet whether it has something to say.
+            let counts = |peer: usize| verdict.is_silence || peer != verdict.rank.index();
+            news.retain(|(send, _)| counts(send.peer));
+            let heard = talking.iter().filter(|peer| counts(**peer));
+            let reading = heard.map(|&peer| Interest {
                 peer,
                 read: true,
                 write: false,
@@ -79,13 +120,14 @@ impl Wire {
             let left = until.saturating_duration_since(Instant::now());
             if interests.is_empty() || left.is_zero() || self.links.wait(&interests, left).is_err()
             {
-                return;
+                self.ended = Some(verdict.clone());
+                return verdict;
             }
         }
     }
 
     /// Writes what the links take; what is done or hopeless leaves `news`.
-    fn push_in_order(&mut self, news: &mut Vec<(Outgoing, &[u8])>) {
+    fn push_in_order(&mut self, news: &mut Vec<(Outgoing, &[u8])>, until: Instant) {
         let mut blocked = Vec::new();
         news.retain_mut(|(send, payload)| {
             // Nothing to the same peer overtakes what is half out.
@@ -93,6 +135,10 @@ impl Wire {
                 return true;
             }
             while !send.is_done() {
+                // A long frame to one that goes on reading must not outlast the farewell.
+                if Instant::now() >= until {
+                    return false;
+                }
                 match send.push(self.links.as_mut(), payload) {
                     Ok(true) => {}
                     Ok(false) => {
@@ -115,6 +161,28 @@ impl Wire {
             },
         )
     }
+}
+
+/// Returns what counts of all that was said: what is certain, or else who is at the end of those that wait for each other.
+fn verdict(own: usize, said: &[Option<Abort>]) -> Abort {
+    let mine = said[own].as_ref().expect("this rank has spoken");
+    if !mine.is_silence {
+        return mine.clone();
+    }
+    if let Some(certain) = said.iter().flatten().find(|abort| !abort.is_silence) {
+        return certain.clone();
+    }
+    let awaited = |rank: usize| Some(said.get(rank)?.as_ref()?.rank.index());
+    let waits = |rank: &usize| awaited(*rank).is_some_and(|other| other != *rank);
+    let way = |from| iter::successors(Some(from), |rank| awaited(*rank));
+    let start = (0..said.len()).find(waits).unwrap_or(own);
+    let last = match way(start).nth(said.len()) {
+        None => way(start).last(),
+        // A circle, or one that says that it waits for nobody.
+        Some(within) => way(within).take(said.len()).min(),
+    };
+    let names = |abort: &&Abort| Some(abort.rank.index()) == last;
+    said.iter().flatten().find(names).unwrap_or(mine).clone()
 }
 
 /// What was behind everything else that a peer has sent.
@@ -166,7 +234,7 @@ impl Cause {
                 rank: Rank::at(peer),
                 reason,
             },
-            Self::Aborted(Abort { rank, reason }) => FabricError::RankLost { rank, reason },
+            Self::Aborted(Abort { rank, reason, .. }) => FabricError::RankLost { rank, reason },
             Self::Silent { peer, waited } => {
                 let waited_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
                 FabricError::Timeout {

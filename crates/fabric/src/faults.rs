@@ -209,6 +209,7 @@ fn a_survivor_learns_of_a_death_behind_half_a_frame() {
 #[test]
 fn an_abort_in_place_of_any_frame_names_its_rank() {
     let abort = Abort {
+        is_silence: false,
         rank: Rank(2),
         reason: "as a test".to_owned(),
     };
@@ -230,6 +231,7 @@ fn an_abort_in_place_of_any_frame_names_its_rank() {
 #[test]
 fn an_abort_of_a_rank_that_owes_nothing_is_heard() {
     let abort = Abort {
+        is_silence: false,
         rank: Rank(1),
         reason: "as a test".to_owned(),
     };

@@ -155,6 +155,8 @@ pub fn decode(bytes: &[u8]) -> Result<Option<Frame<'_>>, FrameError> {
 pub struct Abort {
     /// The rank that was lost.
     pub rank: Rank,
+    /// Whether the sender only knows that it waited for the rank in vain, which may itself wait for another.
+    pub is_silence: bool,
     /// How that was noticed, one line; longer than [`ABORT_BYTES_MAX`] is cut.
     pub reason: String,
 }
@@ -165,9 +167,10 @@ impl Abort {
     pub fn encode(&self) -> Vec<u8> {
         let reason_bytes = self
             .reason
-            .floor_char_boundary(ABORT_BYTES_MAX - CHECK_BYTES - 2);
+            .floor_char_boundary(ABORT_BYTES_MAX - CHECK_BYTES - 3);
         let news = [
-            &self.rank.0.to_le_bytes(),
+            &self.rank.0.to_le_bytes()[..],
+            &[u8::from(self.is_silence)],
             &self.reason.as_bytes()[..reason_bytes],
         ]
         .concat();
@@ -181,11 +184,13 @@ impl Abort {
         if crc32fast::hash(news) != u32::from_le_bytes(*check) {
             return None;
         }
-        let (rank, reason) = news.split_first_chunk()?;
+        let (rank, rest) = news.split_first_chunk()?;
+        let (is_silence, reason) = rest.split_first()?;
         let mut reason = String::from_utf8_lossy(reason).into_owned();
         reason.retain(|c| !c.is_control());
         Some(Self {
             rank: Rank(u16::from_le_bytes(*rank)),
+            is_silence: *is_silence != 0,
             reason,
         })
     }
@@ -269,14 +274,14 @@ mod tests {
         }
 
         #[test]
-        fn aborts_survive_the_link(rank: u16, reason in "[a-zé ]{0,600}") {
-            let sent = Abort { rank: Rank(rank), reason };
+        fn aborts_survive_the_link(rank: u16, is_silence: bool, reason in "[a-zé ]{0,600}") {
+            let sent = Abort { rank: Rank(rank), is_silence, reason };
             let payload = sent.encode();
             prop_assert!(payload.len() <= ABORT_BYTES_MAX);
             let read = Abort::decode(&payload).expect("encoded above");
-            prop_assert_eq!(read.rank, sent.rank);
+            prop_assert_eq!((read.rank, read.is_silence), (sent.rank, sent.is_silence));
             prop_assert!(sent.reason.starts_with(&read.reason));
-            prop_assert!(read.reason.len() + 4 > sent.reason.len().min(ABORT_BYTES_MAX - CHECK_BYTES - 2));
+            prop_assert!(read.reason.len() + 4 > sent.reason.len().min(ABORT_BYTES_MAX - CHECK_BYTES - 3));
         }
 
         #[test]
@@ -284,7 +289,7 @@ mod tests {
             let mut bytes = Header { kind, sequence, length }.encode();
             bytes[bit / 8] ^= 1 << (bit % 8);
             prop_assert!(Header::decode(&bytes).is_err());
-            let mut payload = Abort { rank: Rank(3), reason: "as a test".to_owned() }.encode();
+            let mut payload = Abort { rank: Rank(3), is_silence: true, reason: "as a test".to_owned() }.encode();
             let bit = bit % (8 * payload.len());
             payload[bit / 8] ^= 1 << (bit % 8);
             prop_assert_eq!(Abort::decode(&payload), None);

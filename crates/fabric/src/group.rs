@@ -325,6 +325,7 @@ impl Group {
     pub fn abort(&mut self, lost: Rank, reason: &str) {
         self.wire.abort(Abort {
             rank: lost,
+            is_silence: false,
             reason: reason.to_owned(),
         });
     }

@@ -22,7 +22,7 @@ use crate::key::{KEY_BYTES, Key, random_bytes};
 use crate::timed;
 
 /// Version of everything that is said over connections of this crate.
-pub(crate) const PROTOCOL_VERSION: u16 = 6;
+pub(crate) const PROTOCOL_VERSION: u16 = 7;
 
 /// What a connection is for; the proof of one purpose is none for another.
 #[derive(Clone, Copy, Debug)]
@@ -293,8 +293,9 @@ mod tests {
 
     #[test]
     fn both_ends_tell_another_version() {
+        const ANOTHER: u16 = PROTOCOL_VERSION + 1;
         let other = |stream: TcpStream| {
-            say(&stream, &[&MAGIC, &7_u16.to_le_bytes()]);
+            say(&stream, &[&MAGIC, &ANOTHER.to_le_bytes()]);
             assert_eq!(
                 receive::<10>(&stream).to_vec(),
                 opening(),
@@ -306,7 +307,7 @@ mod tests {
                 result.err(),
                 Some(FabricError::VersionMismatch {
                     ours: PROTOCOL_VERSION,
-                    theirs: 7,
+                    theirs: ANOTHER,
                     ..
                 })
             )

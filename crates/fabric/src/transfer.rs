@@ -141,6 +141,7 @@ impl Incoming {
         peer: &mut Peer,
         mut into: Destination<'_>,
     ) -> Result<bool, Cause> {
+        let before = (self.length, self.filled);
         self.take(peer, &mut into)?;
         let mut came = self.is_done();
         if self.length.is_none() {
@@ -163,7 +164,8 @@ impl Incoming {
                 Err(error) => return Err(lost(self.peer, &error)),
             }
         }
-        if came {
+        // News that the group is over are none of this frame.
+        if (self.length, self.filled) != before {
             self.still_since = None;
         }
         Ok(came)

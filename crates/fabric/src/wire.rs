@@ -46,6 +46,8 @@ pub(crate) struct Moving {
     pub(crate) recvs: Vec<Incoming>,
     pub(crate) receiving: usize,
     interests: Vec<Interest>,
+    /// Since when the operation has slept now and again.
+    pub(crate) slept_since: Option<Instant>,
 }
 
 impl Moving {
@@ -59,9 +61,20 @@ impl Moving {
         }
     }
 
+    /// Returns the peer whose frame has not moved for the longest, and since when: `now`, if nobody has slept on it.
+    pub(crate) fn stillest(&self, now: Instant) -> Option<(Instant, usize)> {
+        let recvs = self.recvs.iter().filter(|recv| !recv.is_done());
+        let recvs = recvs.map(|recv| (recv.still_since, recv.peer));
+        let sends = self.sends.iter().filter(|send| !send.is_done());
+        let sends = sends.map(|send| (send.still_since, send.peer));
+        let all = recvs.chain(sends);
+        all.map(|(since, peer)| (since.unwrap_or(now), peer)).min()
+    }
+
     fn clear(&mut self) {
         self.sends.clear();
         self.recvs.clear();
+        self.slept_since = None;
     }
 }
 
@@ -121,7 +134,7 @@ impl Wire {
     ///
     /// Any failure ends the group: every peer is told who was lost, so that all of them name the same rank.
     pub(crate) fn exchange(&mut self, traffic: &mut dyn Traffic) -> Result<(), FabricError> {
-        if let Some(Abort { rank, reason }) = self.ended.clone() {
+        if let Some(Abort { rank, reason, .. }) = self.ended.clone() {
             return Err(FabricError::RankLost { rank, reason });
         }
         if traffic.rounds() == 0 {
@@ -238,14 +251,9 @@ impl Wire {
         };
         interests.clear();
         interests.extend(self.peers.iter().enumerate().map(listening));
-        let mut stillest: Option<(Instant, usize)> = None;
-        let mut note_still = |since: &mut Option<Instant>, peer| {
-            let still = (*since.get_or_insert(now), peer);
-            stillest = Some(stillest.map_or(still, |stillest| stillest.min(still)));
-        };
         for recv in recvs.iter_mut().filter(|recv| !recv.is_done()) {
             interests[recv.peer].read = true;
-            note_still(&mut recv.still_since, recv.peer);
+            recv.still_since.get_or_insert(now);
         }
         for send in sends.iter_mut().filter(|send| !send.is_done()) {
             if self.peers[send.peer].closed {
@@ -255,8 +263,10 @@ impl Wire {
                 });
             }
             interests[send.peer].write = true;
-            note_still(&mut send.still_since, send.peer);
+            send.still_since.get_or_insert(now);
         }
+        moving.slept_since.get_or_insert(now);
+        let stillest = moving.stillest(now);
         let (since, peer) = stillest.expect("something is left to do when a rank sleeps");
         let waited = now.duration_since(since);
         let Some(left) = self
@@ -266,6 +276,7 @@ impl Wire {
         else {
             return Err(Cause::Silent { peer, waited });
         };
+        let interests = &mut moving.interests;
         interests.retain(|interest| interest.read || interest.write);
         self.links.wait(interests, left).map_err(Cause::Wait)
     }

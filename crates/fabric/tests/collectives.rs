@@ -286,6 +286,30 @@ fn a_ring_names_the_rank_that_died() {
     });
 }
 
+/// Its neighbours wait for it, and others for them: who is named has to be at the end of all that.
+#[test]
+fn a_ring_names_the_rank_that_stalls() {
+    everywhere(&[5], |links, world| {
+        for still in [0, 3] {
+            let mut groups = groups_in(Topology::Ring, links, world);
+            let stalled = groups.remove(still);
+            for group in &mut groups {
+                group.set_timeout(Duration::from_secs(1));
+            }
+            let errors = on_each(groups, |group| {
+                group
+                    .all_reduce_sum(&mut vec![1.0; 1 << 18])
+                    .expect_err("a rank is missing")
+            });
+            drop(stalled);
+            let expected = Some(Rank(u16::try_from(still).expect("small")));
+            for error in errors {
+                assert_eq!(error.lost_rank(), expected, "{links:?}: {error}");
+            }
+        }
+    });
+}
+
 #[test]
 fn an_all_to_all_wants_a_part_for_each_rank() {
     everywhere(&[2, 4], |links, world| {

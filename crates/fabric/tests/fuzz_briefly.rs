@@ -21,6 +21,7 @@ fn damaged_frames_are_read_or_refused() {
 fn frames() -> Vec<Vec<u8>> {
     let reason = "connection closed".to_owned();
     let abort = Abort {
+        is_silence: true,
         rank: Rank(1),
         reason,
     }
