@@ -43,10 +43,8 @@ pub(crate) enum Choice {
 pub(crate) struct Thresholds {
     /// Two ranks: up to here one message deep beats half the sums.
     whole_of_two_bytes_max: usize,
-    /// More ranks: up to here one message deep beats fewer bytes.
+    /// More ranks, mesh or ring: up to here fewer messages deep beats fewer bytes.
     whole_bytes_max: usize,
-    /// Over the ring: up to here half the way round beats fewer bytes.
-    whole_ring_bytes_max: usize,
     /// What comes in at a time to be reduced, while the next of it travels: shorter pieces wait for each other more often,
     /// longer ones have left a core's own cache by then.
     piece_bytes_max: usize,
@@ -56,7 +54,6 @@ pub(crate) struct Thresholds {
 pub(crate) const THRESHOLDS: Thresholds = Thresholds {
     whole_of_two_bytes_max: 64 * 1024,
     whole_bytes_max: 32 * 1024,
-    whole_ring_bytes_max: 32 * 1024,
     piece_bytes_max: 512 * 1024,
 };
 
@@ -66,7 +63,6 @@ impl Thresholds {
         let Self {
             whole_of_two_bytes_max,
             whole_bytes_max,
-            whole_ring_bytes_max,
             piece_bytes_max,
         } = self;
         debug!(
@@ -74,7 +70,6 @@ impl Thresholds {
             world,
             whole_of_two_bytes_max,
             whole_bytes_max,
-            whole_ring_bytes_max,
             piece_bytes_max,
             "algorithms by size"
         );
@@ -83,7 +78,7 @@ impl Thresholds {
     /// Chooses for a reduction of `bytes`.
     pub(crate) fn choose(&self, place: Place, bytes: usize) -> Choice {
         let (larger, whole_bytes_max) = match (place.is_ring, place.world) {
-            (true, _) => (Choice::Chain, self.whole_ring_bytes_max),
+            (true, _) => (Choice::Chain, self.whole_bytes_max),
             (false, 2) => (Choice::Chunks, self.whole_of_two_bytes_max),
             (false, _) => (Choice::Chunks, self.whole_bytes_max),
         };

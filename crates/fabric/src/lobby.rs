@@ -75,6 +75,10 @@ impl<T: Send + 'static> Lobby<T> {
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => return Ok(()),
                     io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => continue,
+                    // What befell one connection on its way.
+                    io::ErrorKind::NetworkDown
+                    | io::ErrorKind::NetworkUnreachable
+                    | io::ErrorKind::HostUnreachable => continue,
                     _ => return Err(error),
                 },
             };

@@ -67,6 +67,7 @@ impl<'a> Checker<'a> {
         for (from, (got, expected)) in (0..).zip(gathered.iter().zip(all)) {
             self.compare(Operation::AllGather, Some(from), got, bytes(expected));
         }
+        drop(gathered);
         let lens: Vec<usize> = all.iter().map(Vec::len).collect();
         let mut row = vec![0.0; lens.iter().sum()];
         group.all_gather_f32(mine, &lens, &mut row)?;

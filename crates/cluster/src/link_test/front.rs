@@ -264,10 +264,13 @@ impl Conductor {
             }
             // Rank 0 is told of a loss by the fabric, and says more about it; it is left time to.
             match ranks.ended() {
-                None => told.ended_since = None,
-                Some((rank, reason)) => {
-                    let since = told.ended_since.get_or_insert_with(Instant::now);
+                None => told.ended = None,
+                // The first counts: others end for its sake.
+                Some(ended) => {
+                    let (since, (rank, reason)) =
+                        told.ended.get_or_insert_with(|| (Instant::now(), ended));
                     if since.elapsed() > BLAME_WAIT {
+                        let (rank, reason) = (*rank, reason.clone());
                         return Err(LinkTestError::RankEnded { rank, reason });
                     }
                 }
@@ -314,8 +317,8 @@ struct Told {
     lines: mpsc::Receiver<String>,
     last: Instant,
     pinged: Instant,
-    /// When a rank was first seen to have ended.
-    ended_since: Option<Instant>,
+    /// The rank that was first seen to have ended, when, and how.
+    ended: Option<(Instant, (Rank, String))>,
 }
 
 impl Told {
