@@ -38,8 +38,8 @@ pub mod channel;
 #[cfg(test)]
 mod chaos;
 mod error;
-mod farewell;
 mod exchange;
+mod farewell;
 #[cfg(test)]
 mod faults;
 pub mod frame;
@@ -67,8 +67,8 @@ mod wire;
 
 pub use algorithm::Topology;
 pub use error::FabricError;
-pub use group::{Group, in_process, solo};
 pub use exchange::Exchange;
+pub use group::{Group, in_process, solo};
 pub use key::Key;
 pub use link::Transport;
 pub use rank::{Rank, WORLD_MAX};
