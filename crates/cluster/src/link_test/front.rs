@@ -336,7 +336,7 @@ impl Told {
             lines,
             last: Instant::now(),
             pinged: Instant::now(),
-            ended_since: None,
+            ended: None,
         }
     }
 }
