@@ -18,6 +18,7 @@ mod control;
 pub mod copy;
 pub mod discover;
 mod doorstep;
+mod durable;
 mod found;
 pub mod hostfile;
 mod launch;

@@ -17,6 +17,7 @@ use super::error::{CopyError, Doing};
 use super::manifest::{CHUNK_BYTES, Entry, MODE_BITS, Modified, offset};
 use super::path::RelPath;
 use super::wire::{Hash, Hashes, Origin, Span};
+use crate::durable::sync_file;
 
 /// A file that is being received.
 pub(super) struct Partial {
@@ -229,7 +230,7 @@ impl Partial {
             }
         }
         self.file.set_len(entry.bytes()).doing("writing", path)?;
-        self.file.sync_all().doing("writing", path)?;
+        sync_file(&self.file).doing("writing", path)?;
         if verify {
             // So that the disk is read, where the system lets go of what it remembers.
             #[cfg(target_os = "linux")]

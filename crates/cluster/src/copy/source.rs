@@ -87,12 +87,13 @@ impl Source {
         };
         let (mut folders, mut names) = (Vec::new(), Vec::new());
         for (top, (folder, name, shown)) in (0..).zip(found) {
-            walk.add(
-                &folder,
-                &name,
-                RelPath::try_from(shown).map_err(|why| CopyError::path(&name, why))?,
-                top,
-            )?;
+            let path = RelPath::try_from(shown).map_err(|why| CopyError::path(&name, why))?;
+            walk.add(&folder, &name, path.clone(), top)?;
+            // What is named itself is not left out in silence: nothing else might be left to copy.
+            if walk.tops.last() != Some(&top) {
+                let reason = "is neither file, folder nor link; name what can be copied";
+                return Err(CopyError::path(path, reason));
+            }
             folders.push(folder);
             names.push(name);
         }

@@ -15,6 +15,7 @@ use super::manifest::{Entry, Kind, MODE_BITS, Manifest};
 use super::partial::{Partial, dress, partial_name, timestamps};
 use super::path::RelPath;
 use super::wire::Destination;
+use crate::durable::sync_folder;
 
 /// Where a copy goes.
 pub(super) struct Tree {
@@ -160,7 +161,7 @@ impl Tree {
         // Walking down opens folders as places only; this opens it as what it is.
         let folder = self.folder(path, None)?;
         let folder = folder.open(".").doing("opening", path)?.into_std();
-        folder.sync_all().doing("writing the folder", path)?;
+        sync_folder(&folder).doing("writing the folder", path)?;
         Ok(folder)
     }
 

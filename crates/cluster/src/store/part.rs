@@ -9,6 +9,7 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use super::error::{Doing, StoreError};
+use crate::durable::sync_file;
 
 /// A file that grows at its end, with the checksum of all that is in it.
 pub(super) struct Part {
@@ -64,7 +65,7 @@ impl Part {
 
     /// Brings everything to the disk.
     pub(super) fn finish(self) -> Result<Finished, StoreError> {
-        self.file.sync_all().doing("writing", &self.path)?;
+        sync_file(&self.file).doing("writing", &self.path)?;
         Ok(Finished {
             path: self.path,
             bytes: self.bytes,

@@ -25,6 +25,7 @@ use super::{
     error::{Doing, StoreError},
     part::Finished,
 };
+use crate::durable::{sync_file, sync_folder};
 
 const MODEL: &str = "model.gguf";
 const MANIFEST: &str = "manifest.json";
@@ -145,16 +146,16 @@ impl Workspace {
         let manifest_path = ready.join(MANIFEST);
         let text = serde_json::to_vec_pretty(manifest).expect("a manifest is plain values");
         fs::write(&manifest_path, text).doing("writing", &manifest_path)?;
-        sync(&manifest_path)?;
+        sync(&manifest_path, sync_file)?;
         fs::rename(&finished.path, ready.join(MODEL)).doing("moving", &finished.path)?;
-        sync(&ready)?;
+        sync(&ready, sync_folder)?;
 
         self.withdraw()?;
         let models = self.root.join("models");
         fs::create_dir_all(&models).doing("making", &models)?;
         let folder = models.join(&self.name);
         fs::rename(&ready, &folder).doing("moving a model to", &folder)?;
-        sync(&models)?;
+        sync(&models, sync_folder)?;
         self.clear()?;
         let (model, _) = stored(&self.root, &self.name).ok_or_else(|| StoreError::Io {
             doing: "finding what was just stored in",
@@ -219,10 +220,10 @@ pub(super) fn remove_folder(folder: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Brings a file, or the entries of a folder, to the disk.
-fn sync(path: &Path) -> Result<(), StoreError> {
+/// Brings a file, or the entries of a folder, to the disk by `sync`.
+fn sync(path: &Path, sync: fn(&File) -> io::Result<()>) -> Result<(), StoreError> {
     let file = File::open(path).doing("opening", path)?;
-    file.sync_all().doing("writing", path)
+    sync(&file).doing("writing", path)
 }
 
 #[cfg(test)]
