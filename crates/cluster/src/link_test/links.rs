@@ -66,6 +66,9 @@ pub(crate) fn lead(group: &mut Group, peer: Rank, load: Load) -> Result<LinkRepo
     Ok(LinkReport {
         from: group.rank().0,
         to: peer.0,
+        transport: group
+            .transport(peer)
+            .map_or_else(String::new, |it| it.to_string()),
         round_trip_4kib_us: Spread::of_us(&round_trips),
         message_bytes,
         there: Direction::of(message_bytes as f64, &there),

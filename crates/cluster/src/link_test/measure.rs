@@ -270,8 +270,8 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, LinkRankErr
 }
 
 /// Values of each rank in the correctness phase: one, few, odd, around the change from one algorithm of the all-reduce to
-/// the other, and more than a link's buffers hold.
-const CHECKED_LENS: [usize; 6] = [1, 3, 1000, 8192, 8193, 1_000_003];
+/// the other (32 KiB, or 64 KiB between 2 ranks), and more than a link's buffers hold.
+const CHECKED_LENS: [usize; 8] = [1, 3, 1000, 8192, 8193, 16_384, 16_385, 1_000_003];
 /// Latencies are of so many times the rounds.
 const LATENCY_FACTOR: u32 = 50;
 /// Sizes that pass quickly get so many times the rounds.

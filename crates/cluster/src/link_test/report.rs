@@ -45,7 +45,8 @@ pub struct Report {
     pub world: u16,
     /// Repeats the same data.
     pub seed: u64,
-    /// What carries bytes between rank 0 and the others: `tcp`, `shared memory`, or `shared memory and tcp`.
+    /// What carries bytes between rank 0 and the others: `tcp`, `rdma`, `shared memory`, or several, as in
+    /// `shared memory and tcp`.
     pub transport: String,
     /// Time from rank 0 listening to all ranks connected with each other.
     pub join_ms: f64,
@@ -85,6 +86,8 @@ pub struct LinkReport {
     pub from: u16,
     /// The higher rank.
     pub to: u16,
+    /// What carries its bytes: `tcp`, `rdma` or `shared memory`.
+    pub transport: String,
     /// 4 KiB sent there and 4 KiB sent back.
     pub round_trip_4kib_us: Spread,
     /// Size of the messages in both directions.

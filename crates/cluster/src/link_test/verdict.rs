@@ -70,12 +70,16 @@ struct Kind {
 impl Kind {
     /// The slowest kind that can have carried the best that was seen.
     fn of(report: &Report, place: Place) -> Self {
-        // What RDMA should carry depends on the device, which nobody tells.
-        let name = match (&*report.transport, place) {
-            (RDMA, _) => Some(RDMA),
-            ("tcp", Place::ThisMachine) => Some("loopback"),
-            (_, Place::ThisMachine) => Some("shared memory"),
-            (_, Place::Network) => None,
+        let links = &report.links;
+        let any = |transport: &str| links.iter().any(|link| link.transport == transport);
+        let name = match place {
+            // Two of the ranks may share a machine; the network is what joins the others.
+            Place::Network if any(TCP) => None,
+            Place::ThisMachine if any(SHARED_MEMORY) => Some(SHARED_MEMORY),
+            // What RDMA should carry depends on the device, which nobody tells.
+            _ if any(RDMA) => Some(RDMA),
+            Place::ThisMachine => Some("loopback"),
+            Place::Network => Some(SHARED_MEMORY),
         };
         if let Some(name) = name {
             return Self {
@@ -83,7 +87,8 @@ impl Kind {
                 line_gb_per_s: None,
             };
         }
-        let best = rates(&report.links).fold(0.0, f64::max);
+        let over_tcp = links.iter().filter(|link| link.transport == TCP);
+        let best = rates(over_tcp).fold(0.0, f64::max);
         let carries = |(_, line): &&(&str, f64)| best <= line * 1.03;
         match KINDS.iter().find(carries) {
             _ if best == 0.0 => Self {
@@ -103,7 +108,7 @@ impl Kind {
 }
 
 fn here(report: &Report, kind: &Kind) -> Verdict {
-    let worst = rates(&report.links).reduce(f64::min);
+    let worst = rates(report.links.iter()).reduce(f64::min);
     let name = kind.name;
     let (grade, summary) = match worst {
         None => (
@@ -135,19 +140,34 @@ fn network(report: &Report, kind: &Kind) -> Verdict {
         return verdict(Grade::Slow, kind, summary, LATE);
     }
     let by_rate = |a: &&LinkReport, b: &&LinkReport| lower_rate(a).total_cmp(&lower_rate(b));
-    let large = || report.links.iter().filter(|link| is_large(link));
-    let (Some(slowest), Some(fastest)) = (large().min_by(by_rate), large().max_by(by_rate)) else {
+    let large = |transport: &'static str| {
+        let links = report.links.iter().filter(|link| is_large(link));
+        links.filter(move |link| link.transport == transport)
+    };
+    // Memory is no link between machines, and each machine's has its own rate.
+    for transport in [TCP, RDMA] {
+        if let Some(slowest) = large(transport).min_by(by_rate)
+            && let Some(fastest) = large(transport).max_by(by_rate)
+            && lower_rate(slowest) < UNEVEN * lower_rate(fastest)
+        {
+            let LinkReport { from, to, .. } = slowest;
+            let summary = format!(
+                "the link between rank {from} and rank {to} is whole and slower than the others: {:.3} GB/s where the best has {:.3}",
+                lower_rate(slowest),
+                lower_rate(fastest)
+            );
+            return verdict(Grade::Slow, kind, summary, LOW);
+        }
+    }
+    let slowest = |transport: &'static str| large(transport).min_by(by_rate);
+    let Some(rate) = [TCP, RDMA, SHARED_MEMORY]
+        .into_iter()
+        .find_map(slowest)
+        .map(lower_rate)
+    else {
         let summary = "the links are whole; no message was large enough to show their bandwidth";
         return verdict(Grade::Healthy, kind, summary.to_owned(), &[]);
     };
-    let (rate, LinkReport { from, to, .. }) = (lower_rate(slowest), slowest);
-    if rate < UNEVEN * lower_rate(fastest) {
-        let summary = format!(
-            "the link between rank {from} and rank {to} is whole and slower than the others: {rate:.3} GB/s where the best has {:.3}",
-            lower_rate(fastest)
-        );
-        return verdict(Grade::Slow, kind, summary, LOW);
-    }
     let Some(line) = kind.line_gb_per_s else {
         let summary = format!("the links are healthy: {rate:.2} GB/s each way");
         return verdict(Grade::Healthy, kind, summary, &[]);
@@ -175,8 +195,8 @@ fn verdict(grade: Grade, kind: &Kind, summary: String, advice: &[&str]) -> Verdi
 }
 
 /// The peak of every direction that carried messages large enough to show it.
-fn rates(links: &[LinkReport]) -> impl Iterator<Item = f64> {
-    let large = links.iter().filter(|link| is_large(link));
+fn rates<'a>(links: impl Iterator<Item = &'a LinkReport>) -> impl Iterator<Item = f64> {
+    let large = links.filter(|link| is_large(link));
     large.flat_map(|link| [link.there.peak_gb_per_s, link.back.peak_gb_per_s])
 }
 
@@ -197,7 +217,10 @@ const KINDS: &[(&str, f64)] = &[
     ("10 GbE", 1.18),
     ("25 GbE", 2.94),
 ];
+/// What carries a link, as reports have it.
+const TCP: &str = "tcp";
 const RDMA: &str = "rdma";
+const SHARED_MEMORY: &str = "shared memory";
 /// A cable and a switch that are well come this near to what the kind carries.
 const FULL: f64 = 0.75;
 /// Links of one kind differ by less.
@@ -249,6 +272,7 @@ mod tests {
         let link = |(to, &(us, there, back)): (u16, &(f64, f64, f64))| LinkReport {
             from: 0,
             to,
+            transport: TCP.to_owned(),
             round_trip_4kib_us: spread(us),
             message_bytes: 16 << 20,
             there: direction(there),
@@ -257,7 +281,7 @@ mod tests {
         Report {
             world: links.len() as u16 + 1,
             seed: 1,
-            transport: "tcp".to_owned(),
+            transport: TCP.to_owned(),
             join_ms: 1.0,
             barrier_us: spread(1.0),
             correctness: Checked::default(),
@@ -312,7 +336,7 @@ mod tests {
     #[test]
     fn memory_of_one_machine_is_not_taken_for_its_network() {
         let mut report = report(&[(2.0, 9.0, 8.0)]);
-        report.transport = "shared memory".to_owned();
+        report.links[0].transport = SHARED_MEMORY.to_owned();
         let verdict = Verdict::of(&report, Place::ThisMachine);
         assert_eq!(verdict.link, "shared memory");
         assert!(
@@ -320,6 +344,30 @@ mod tests {
                 .summary
                 .starts_with("shared memory is healthy: at least 8.00")
         );
+    }
+
+    #[test]
+    fn links_are_compared_with_those_of_their_transport() {
+        let over = |transports: [&str; 3], rates: [f64; 3]| {
+            let mut report = report(&rates.map(|rate| (90.0, rate, rate)));
+            for (link, transport) in report.links.iter_mut().zip(transports) {
+                link.transport = transport.to_owned();
+            }
+            let Verdict { grade, link, .. } = Verdict::of(&report, Place::Network);
+            (grade, link)
+        };
+        let is = |grade, link: &str| (grade, link.to_owned());
+        // Two ranks share a machine, and two others another.
+        let machines = [TCP, SHARED_MEMORY, SHARED_MEMORY];
+        let healthy = is(Grade::Healthy, "1 GbE");
+        assert_eq!(over(machines, [0.117, 9.0, 4.0]), healthy);
+        assert_eq!(over([TCP, RDMA, RDMA], [0.117, 9.0, 8.0]), healthy);
+        let uneven = over([TCP, RDMA, RDMA], [0.117, 9.0, 4.0]);
+        assert_eq!(uneven, is(Grade::Slow, "1 GbE"));
+        let rdma = over([RDMA, RDMA, SHARED_MEMORY], [9.0, 8.0, 4.0]);
+        assert_eq!(rdma, is(Grade::Healthy, RDMA));
+        let memory = over([SHARED_MEMORY; 3], [9.0, 8.0, 4.0]);
+        assert_eq!(memory, is(Grade::Healthy, SHARED_MEMORY));
     }
 
     #[test]
