@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use shoal_cluster::hostfile::{EnvironmentError, Launched};
+use shoal_cluster::hostfile::{self, EnvironmentError};
 use shoal_cluster::store::{HubConfig, Store};
 use shoal_fabric::tcp;
 
@@ -49,9 +49,9 @@ pub(crate) fn transport() -> Result<tcp::Config> {
     }
 }
 
-/// What `mlx.launch` says of this process, if it started it: `MLX_RANK` and what belongs to it, or `JACCL_RANK`.
-pub(crate) fn launched() -> Result<Option<Launched>, EnvironmentError> {
-    Launched::from_lookup(variable)
+/// What `mlx.launch` says of this process, in words, if it started it: `MLX_RANK` and what belongs to it, or `JACCL_RANK`.
+pub(crate) fn launched() -> Result<Option<String>, EnvironmentError> {
+    hostfile::launched(variable)
 }
 
 #[expect(

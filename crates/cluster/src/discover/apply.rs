@@ -45,7 +45,8 @@ pub fn can_apply() -> Result<(), ApplyError> {
 }
 
 /// Runs commands one after another as the superuser, telling each to `before` first. Only on macOS, for whose tools they
-/// are written. `sudo` may ask for a password, so how long that takes is up to the user.
+/// are written. `sudo` may ask for a password, so how long that takes is up to the user. What they print goes to standard
+/// error.
 ///
 /// # Errors
 /// [`ApplyError`]; the commands after the one that failed are not run.
@@ -54,7 +55,8 @@ pub fn apply(commands: &[Vec<String>], before: impl Fn(&str)) -> Result<(), Appl
     for words in commands {
         let command = format!("sudo {}", words.join(" "));
         before(&command);
-        match Command::new("sudo").args(words).status() {
+        let mut sudo = Command::new("sudo");
+        match sudo.args(words).stdout(io::stderr()).status() {
             Ok(status) if status.success() => {}
             Ok(status) => return Err(ApplyError::Failed { command, status }),
             Err(source) => return Err(ApplyError::Start { command, source }),

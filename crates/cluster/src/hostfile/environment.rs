@@ -1,6 +1,5 @@
 //! What `mlx.launch` puts into the environment of each rank.
 
-use std::fmt;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -10,36 +9,6 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use super::matrix::{Devices, Matrix, MatrixError};
-
-/// A rank as `mlx.launch` describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Launched {
-    /// Its place in the group.
-    pub rank: u16,
-    /// Number of ranks.
-    pub world: u16,
-    /// How they are linked.
-    pub links: LaunchedLinks,
-}
-
-/// How the ranks of a [`Launched`] group are linked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LaunchedLinks {
-    /// TCP between neighbours.
-    Ring {
-        /// For each rank the addresses at which the one before it connects, one for each connection.
-        addresses: Vec<Vec<SocketAddr>>,
-    },
-    /// RDMA.
-    Jaccl {
-        /// Which devices lead from whom to whom.
-        devices: Matrix,
-        /// Where rank 0 awaits the others.
-        coordinator: SocketAddr,
-        /// Whether the ranks shall form a ring even where every two of them are linked.
-        ring: bool,
-    },
-}
 
 /// The environment says half of what a rank needs. Whoever started the process can fix it.
 #[derive(Debug, Error)]
@@ -125,87 +94,69 @@ type Names = [&'static str; 2];
 /// A variable that is set: its name, and what it holds.
 type Set = (&'static str, String);
 
-impl Launched {
-    /// Reads the description of a rank through `lookup`, which returns the value of a variable; `None` when there is none.
-    ///
-    /// # Errors
-    /// [`EnvironmentError`] when there is one that cannot be used.
-    pub fn from_lookup(
-        lookup: impl Fn(&str) -> Option<String>,
-    ) -> Result<Option<Self>, EnvironmentError> {
-        let find = |names: &[&'static str]| -> Option<Set> {
-            let values = names.iter().map(|name| (*name, lookup(name)));
-            values
-                .filter_map(|(name, value)| Some((name, value.filter(|it| !it.is_empty())?)))
-                .next()
-        };
-        let rank = find(&RANK);
-        let devices = find(&DEVICES);
-        let addresses = find(&[HOSTFILE]);
-        let Some((variable, value)) = rank else {
-            let present = devices.or(addresses);
-            return match present {
-                None => Ok(None),
-                Some((present, _)) => Err(EnvironmentError::Missing {
-                    present,
-                    missing: RANK[1],
-                }),
-            };
-        };
-        let rank: u16 = value.parse().map_err(|_| EnvironmentError::Value {
-            variable,
-            value,
-            wanted: "a number from 0 to 65535",
-        })?;
-        let (links, world, file) = match (devices, addresses) {
-            (Some((one, _)), Some((other, _))) => {
-                return Err(EnvironmentError::Both { one, other });
-            }
-            (None, None) => {
-                return Err(EnvironmentError::Missing {
-                    present: variable,
-                    missing: HOSTFILE,
-                });
-            }
-            (None, Some(set)) => {
-                let addresses = ring(&set)?;
-                // One host has no neighbour to connect it: its list is empty, and its group a rank.
-                let world = addresses.len().max(1);
-                (LaunchedLinks::Ring { addresses }, world, set.0)
-            }
-            (Some(set), None) => {
-                let devices = matrix(&set)?;
-                let world = devices.world();
-                let (coordinator, ring) = (find(&COORDINATOR), find(&RING));
-                (jaccl(&set, devices, coordinator, ring)?, world, set.0)
-            }
-        };
-        match u16::try_from(world) {
-            Ok(world) if rank < world => Ok(Some(Self { rank, world, links })),
-            _ => Err(EnvironmentError::Rank {
-                variable,
-                rank,
-                file,
-                world,
+/// Reads what a rank is told through `lookup`, which returns the value of a variable, and says it in words: `rank 1 of 2, a
+/// ring over TCP`; `None` for a process that `mlx.launch` did not start.
+///
+/// # Errors
+/// [`EnvironmentError`] when it is told something that cannot be used.
+pub fn launched(
+    lookup: impl Fn(&str) -> Option<String>,
+) -> Result<Option<String>, EnvironmentError> {
+    let find = |names: &[&'static str]| -> Option<Set> {
+        let values = names.iter().map(|name| (*name, lookup(name)));
+        values
+            .filter_map(|(name, value)| Some((name, value.filter(|it| !it.is_empty())?)))
+            .next()
+    };
+    let rank = find(&RANK);
+    let devices = find(&DEVICES);
+    let addresses = find(&[HOSTFILE]);
+    let Some((variable, value)) = rank else {
+        let present = devices.or(addresses);
+        return match present {
+            None => Ok(None),
+            Some((present, _)) => Err(EnvironmentError::Missing {
+                present,
+                missing: RANK[1],
             }),
+        };
+    };
+    let rank: u16 = value.parse().map_err(|_| EnvironmentError::Value {
+        variable,
+        value,
+        wanted: "a number from 0 to 65535",
+    })?;
+    let (links, world, file) = match (devices, addresses) {
+        (Some((one, _)), Some((other, _))) => {
+            return Err(EnvironmentError::Both { one, other });
         }
-    }
-}
-
-impl fmt::Display for Launched {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rank, world, links } = self;
-        write!(f, "rank {rank} of {world}, ")?;
-        match links {
-            LaunchedLinks::Ring { .. } => f.write_str("a ring over TCP"),
-            LaunchedLinks::Jaccl {
-                coordinator, ring, ..
-            } => {
-                let shape = if *ring { "a ring of RDMA" } else { "RDMA" };
-                write!(f, "{shape}, coordinator {coordinator}")
-            }
+        (None, None) => {
+            return Err(EnvironmentError::Missing {
+                present: variable,
+                missing: HOSTFILE,
+            });
         }
+        (None, Some(set)) => {
+            // One host has no neighbour to connect it: its list is empty, and its group a rank.
+            let world = ring(&set)?.len().max(1);
+            ("a ring over TCP".to_owned(), world, set.0)
+        }
+        (Some(set), None) => {
+            let devices = matrix(&set)?;
+            let world = devices.world();
+            let (coordinator, ring) = (find(&COORDINATOR), find(&RING));
+            (jaccl(&set, &devices, coordinator, ring)?, world, set.0)
+        }
+    };
+    if usize::from(rank) >= world {
+        return Err(EnvironmentError::Rank {
+            variable,
+            rank,
+            file,
+            world,
+        });
     }
+    Ok(Some(format!("rank {rank} of {world}, {links}")))
 }
 
 fn ring((variable, path): &Set) -> Result<Vec<Vec<SocketAddr>>, EnvironmentError> {
@@ -222,17 +173,17 @@ fn matrix((variable, path): &Set) -> Result<Matrix, EnvironmentError> {
 
 fn jaccl(
     (present, _): &Set,
-    devices: Matrix,
+    devices: &Matrix,
     coordinator: Option<Set>,
     ring: Option<Set>,
-) -> Result<LaunchedLinks, EnvironmentError> {
+) -> Result<String, EnvironmentError> {
     let Some((variable, value)) = coordinator else {
         return Err(EnvironmentError::Missing {
             present,
             missing: COORDINATOR[1],
         });
     };
-    let coordinator = value.parse().map_err(|_| EnvironmentError::Value {
+    let coordinator: SocketAddr = value.parse().map_err(|_| EnvironmentError::Value {
         variable,
         value,
         wanted: "IP:PORT, where rank 0 listens",
@@ -260,11 +211,8 @@ fn jaccl(
     };
     let variable = *present;
     complete.map_err(|source| EnvironmentError::Matrix { variable, source })?;
-    Ok(LaunchedLinks::Jaccl {
-        devices,
-        coordinator,
-        ring,
-    })
+    let shape = if ring { "a ring of RDMA" } else { "RDMA" };
+    Ok(format!("{shape}, coordinator {coordinator}"))
 }
 
 /// Reads a file of JSON; one without content stands for `empty`.
@@ -302,7 +250,7 @@ mod tests {
     use super::*;
 
     /// The variables, and a file for those whose value begins with JSON.
-    fn launched(variables: &[(&str, &str)]) -> Result<Option<Launched>, String> {
+    fn launched(variables: &[(&str, &str)]) -> Result<Option<String>, String> {
         let folder = tempfile::tempdir().unwrap();
         let value = |name: &str| {
             let (_, value) = variables.iter().find(|(it, _)| *it == name)?;
@@ -313,9 +261,13 @@ mod tests {
             fs::write(&path, value).unwrap();
             Some(path.display().to_string())
         };
-        let found = Launched::from_lookup(value);
+        let found = super::launched(value);
         let path = format!("{}/", folder.path().display());
         found.map_err(|error| error.to_string().replace(&path, ""))
+    }
+
+    fn described(variables: &[(&str, &str)]) -> String {
+        launched(variables).unwrap().unwrap()
     }
 
     fn refused(variables: &[(&str, &str)]) -> String {
@@ -337,47 +289,33 @@ mod tests {
     #[test]
     fn a_ring_is_described() {
         let hostfile = r#"[["10.0.0.1:32323", "10.0.1.1:32324"], ["10.0.0.2:32325"]]"#;
-        let found = launched(&[("MLX_RANK", "1"), ("MLX_HOSTFILE", hostfile)]);
-        let found = found.unwrap().unwrap();
-        assert_eq!((found.rank, found.world), (1, 2));
-        let LaunchedLinks::Ring { addresses } = found.links else {
-            panic!("a ring")
-        };
-        assert_eq!(addresses[0][1], "10.0.1.1:32324".parse().unwrap());
-        let alone = launched(&[("MLX_RANK", "0"), ("MLX_HOSTFILE", " ")]);
-        assert_eq!(alone.unwrap().unwrap().world, 1);
+        assert_eq!(
+            described(&[("MLX_RANK", "1"), ("MLX_HOSTFILE", hostfile)]),
+            "rank 1 of 2, a ring over TCP"
+        );
+        assert_eq!(
+            described(&[("MLX_RANK", "0"), ("MLX_HOSTFILE", " ")]),
+            "rank 0 of 1, a ring over TCP"
+        );
     }
 
     #[test]
     fn rdma_is_described() {
-        let found = launched(&[
+        let found = described(&[
             ("MLX_RANK", "0"),
             ("MLX_IBV_DEVICES", PAIR),
             ("MLX_JACCL_COORDINATOR", "10.0.0.1:32323"),
             ("MLX_JACCL_RING", "1"),
         ]);
-        let found = found.unwrap().unwrap();
-        let shown = found.to_string();
-        let LaunchedLinks::Jaccl {
-            devices,
-            coordinator,
-            ring,
-        } = found.links
-        else {
-            panic!("RDMA")
-        };
         assert_eq!(
-            shown,
+            found,
             "rank 0 of 2, a ring of RDMA, coordinator 10.0.0.1:32323"
         );
-        assert_eq!(devices.devices(1, 0), ["rdma_en3"]);
-        assert_eq!(coordinator, "10.0.0.1:32323".parse().unwrap());
-        assert!(ring);
     }
 
     #[test]
     fn the_names_of_the_library_win() {
-        let found = launched(&[
+        let found = described(&[
             ("MLX_RANK", "7"),
             ("JACCL_RANK", "1"),
             ("MLX_IBV_DEVICES", "/nowhere"),
@@ -387,12 +325,7 @@ mod tests {
             ("MLX_JACCL_RING", "1"),
             ("JACCL_RING", "0"),
         ]);
-        let found = found.unwrap().unwrap();
-        assert_eq!((found.rank, found.world), (1, 2));
-        assert!(matches!(
-            found.links,
-            LaunchedLinks::Jaccl { ring: false, .. }
-        ));
+        assert_eq!(found, "rank 1 of 2, RDMA, coordinator [::1]:1");
     }
 
     #[test]
@@ -402,7 +335,10 @@ mod tests {
             ("MLX_IBV_DEVICES", RING_OF_4),
             ("MLX_JACCL_COORDINATOR", "10.0.0.1:1"),
         ];
-        assert_eq!(launched(&variables).unwrap().unwrap().world, 4);
+        assert_eq!(
+            described(&variables),
+            "rank 3 of 4, RDMA, coordinator 10.0.0.1:1"
+        );
     }
 
     #[test]

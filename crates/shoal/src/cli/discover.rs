@@ -17,7 +17,7 @@ pub(crate) struct DiscoverArgs {
     /// Link the machines over this [default: thunderbolt if its cables make a mesh or a ring].
     #[arg(long, value_enum)]
     pub(crate) over: Option<OverArg>,
-    /// Write the proposed hostfile, for shoal and for mlx.launch.
+    /// Write the proposed hostfile, for shoal and for mlx.launch; a file that is there already is left as it is.
     #[arg(long, value_name = "FILE")]
     pub(crate) hostfile: Option<PathBuf>,
     /// Run the proposed commands of this machine, with sudo (macOS).

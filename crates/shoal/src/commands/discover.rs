@@ -79,10 +79,7 @@ impl Found {
             OverArg::Thunderbolt => Over::Thunderbolt,
             OverArg::Ethernet => Over::Ethernet,
         });
-        let launched = match settings::launched() {
-            Ok(launched) => launched.map(|it| it.to_string()),
-            Err(error) => Some(error.to_string()),
-        };
+        let launched = settings::launched().unwrap_or_else(|error| Some(error.to_string()));
         Ok(Self {
             launched,
             ..Self::among(machines, over)

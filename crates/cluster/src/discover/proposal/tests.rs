@@ -7,7 +7,12 @@ fn propose(machines: &[Machine], over: Option<Over>) -> Result<Proposal, Proposa
     let proposal = Proposal::of(machines, &Cabling::of(machines), over);
     if let Ok(Proposal { hostfile, .. }) = &proposal {
         // What is proposed has to be what the reader accepts.
-        hostfile.check(hostfile.backend.unwrap()).unwrap();
+        let matrix = hostfile.matrix().unwrap();
+        match hostfile.backend.unwrap() {
+            Backend::Jaccl => matrix.check_mesh(&[]).unwrap(),
+            Backend::JacclRing => matrix.check_ring(&[]).unwrap(),
+            _ => assert!(hostfile.hosts.iter().all(|host| !host.ips.is_empty())),
+        }
         assert_eq!(&Hostfile::parse(&hostfile.to_text()).unwrap(), hostfile);
     }
     proposal
