@@ -144,7 +144,17 @@ pub struct Stopper(Arc<Shared>);
 impl Stopper {
     /// Kills the rank, if one runs, and refuses to start another.
     pub fn stop(&self) {
-        *self.0.lent() = Lent::Closed;
+        self.0.lent().replace(Lent::Closed);
+    }
+}
+
+impl Lent {
+    /// Kills the rank that there may be. Whoever reports on it may hold it too, so that dropping it here might not.
+    fn replace(&mut self, next: Self) {
+        if let Self::To { process, .. } = self {
+            process.kill();
+        }
+        *self = next;
     }
 }
 
@@ -160,7 +170,7 @@ impl Shared {
             && ending.ptr_eq(&Arc::downgrade(process))
         {
             info!(cell, "rank ended");
-            *lent = Lent::Free;
+            lent.replace(Lent::Free);
         }
     }
 
@@ -174,8 +184,8 @@ impl Shared {
                     "the node serves another cell ({cell}); stop that one, or wait until its ranks have given up their front"
                 ));
             }
-            // The old rank is dropped, and with it killed, before the new one starts.
-            _ => *lent = Lent::Free,
+            // The old rank is killed before the new one starts.
+            _ => lent.replace(Lent::Free),
         }
         let key = formation_key(&self.config.token, &order.cell, &order.nonce_hex);
         let rendezvous = SocketAddr::new(front.ip(), order.rendezvous_port);
@@ -282,7 +292,7 @@ fn obey(
 /// Tells the front, if it is still there, when and how the rank ended.
 fn report_end(sender: &Arc<Mutex<Sender>>, process: &Arc<RankProcess>) {
     let sender = Arc::clone(sender);
-    // A strong reference would keep a replaced rank from being dropped, which is what kills it.
+    // A strong reference would make a rank that was ended count as one that runs.
     let process = Arc::downgrade(process);
     thread::spawn(move || {
         let reason = loop {
@@ -322,21 +332,57 @@ mod tests {
     use super::*;
     use crate::doorstep::STANDING_MAX;
 
+    fn node_of(program: Program) -> Node {
+        let node = Node::bind(NodeConfig {
+            listen: ([127, 0, 0, 1], 0).into(),
+            token: Key::from_token("fish"),
+            threads: None,
+            isa: None,
+            program,
+            root: "/nowhere/root".into(),
+        });
+        node.expect("loopback")
+    }
+
+    fn order() -> Spawn {
+        Spawn {
+            cell: "tiny".to_owned(),
+            rank: 1,
+            world: 2,
+            nonce_hex: String::new(),
+            rendezvous_port: 1,
+            step_timeout_ms: 1,
+            join_timeout_ms: 1,
+            task: Task::Model,
+        }
+    }
+
+    #[test]
+    fn a_rank_is_killed_though_somebody_still_reports_on_it() {
+        let node = node_of(Program {
+            path: "/bin/sh".into(),
+            flags: ["-c", "exec sleep 600"].map(str::to_owned).into(),
+        });
+        let front = ([127, 0, 0, 1], 1).into();
+        let start = || node.shared.spawn(&order(), front).expect("it starts");
+        let replaced = start();
+        let ended = start();
+        assert!(replaced.ended().is_some());
+        assert_eq!(ended.ended(), None);
+        node.shared.end(&Arc::downgrade(&ended));
+        assert!(ended.ended().is_some());
+        let last = start();
+        node.stopper().stop();
+        assert!(last.ended().is_some());
+    }
+
     #[test]
     fn strangers_who_hold_every_place_keep_no_front_out() {
         let token = Key::from_token("fish");
-        let node = Node::bind(NodeConfig {
-            listen: ([127, 0, 0, 1], 0).into(),
-            token: token.clone(),
-            threads: None,
-            isa: None,
-            program: Program {
-                path: "/nowhere/shoal".into(),
-                flags: Vec::new(),
-            },
-            root: "/nowhere/root".into(),
-        })
-        .expect("loopback");
+        let node = node_of(Program {
+            path: "/nowhere/shoal".into(),
+            flags: Vec::new(),
+        });
         let address = node.local_addr().expect("bound");
         thread::spawn(|| node.serve());
         let connect = || {
@@ -348,20 +394,12 @@ mod tests {
             (0..STANDING_MAX + 8).map(stranger).collect::<Vec<_>>()
         };
         let is_served = |front: &mut Channel| {
-            let order = Spawn {
-                cell: "tiny".to_owned(),
-                rank: 1,
-                world: 2,
-                nonce_hex: String::new(),
-                rendezvous_port: 1,
-                step_timeout_ms: 1,
-                join_timeout_ms: 1,
-                task: Task::Model,
-            };
             front.send(&encode(&Order::Ping)).expect("it reads");
             let pong = decode(&front.recv(None).expect("it answers"));
             assert!(matches!(pong, Ok(Report::Pong)));
-            front.send(&encode(&Order::Spawn(order))).expect("it reads");
+            front
+                .send(&encode(&Order::Spawn(order())))
+                .expect("it reads");
             let report = decode(&front.recv(None).expect("it answers"));
             let Report::Ended { reason } = report.expect("a report") else {
                 panic!("a rank that cannot be started")

@@ -149,3 +149,4 @@ impl Drop for RemoteNode {
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
 /// With one tick until the first ping after the loss, and one until it is looked at, a loss is known within 2 s.
 const UNANSWERED_MAX: u32 = 4;
+const _: () = assert!(TICK.as_millis() * (UNANSWERED_MAX as u128 + 2) <= 2000);
