@@ -1,8 +1,9 @@
 //! What comes from the environment and the platform: where things are kept, and the hub's variables.
 
+use std::env::VarError;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use shoal_cluster::hostfile::{self, EnvironmentError};
 use shoal_cluster::store::{HubConfig, Store};
 use shoal_fabric::tcp;
@@ -13,7 +14,7 @@ pub(crate) struct Home(PathBuf);
 impl Home {
     /// `SHOAL_HOME`, or the platform's data directory.
     pub(crate) fn locate() -> Result<Self> {
-        if let Some(home) = variable("SHOAL_HOME") {
+        if let Some(home) = text("SHOAL_HOME")? {
             return Ok(Self(PathBuf::from(home)));
         }
         let folders = directories::ProjectDirs::from("", "", "shoal")
@@ -43,7 +44,7 @@ pub(crate) fn hub() -> HubConfig {
 
 /// `SHOAL_TRANSPORT`, or whatever two ranks have in common: set for `shoal node` as well, or the other end may not agree.
 pub(crate) fn transport() -> Result<tcp::Config> {
-    match variable("SHOAL_TRANSPORT") {
+    match text("SHOAL_TRANSPORT")? {
         Some(name) => Ok(name.parse().context("reading SHOAL_TRANSPORT")?),
         None => Ok(tcp::Config::default()),
     }
@@ -54,10 +55,20 @@ pub(crate) fn launched() -> Result<Option<String>, EnvironmentError> {
     hostfile::launched(variable)
 }
 
+/// A variable that other programs read too, and that may hold anything.
+fn variable(name: &str) -> Option<String> {
+    text(name).ok().flatten()
+}
+
+/// A variable of Shoal's own, which is not passed over when it cannot be read.
 #[expect(
     clippy::disallowed_methods,
     reason = "this is the place where the environment is read"
 )]
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
+fn text(name: &str) -> Result<Option<String>> {
+    match std::env::var(name) {
+        Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
+        Err(VarError::NotPresent) => Ok(None),
+        Err(VarError::NotUnicode(_)) => bail!("{name} is not UTF-8; set it to a text that is"),
+    }
 }

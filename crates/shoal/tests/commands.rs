@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::process::{Child, Stdio};
 
 use common::{House, error_of, eventually, lives, signal};
@@ -191,6 +193,45 @@ fn what_cannot_work_is_refused_in_one_line_that_says_what_to_do() {
         (&["fabric", "test"], "--nodes"),
         (&["fabric", "test", "--nodes", "1"], "2..=64"),
         (&["fabric", "test", "--nodes", "2", "--sizes", "5"], "64K"),
+        (
+            &[
+                "cp",
+                "--token-file",
+                &long,
+                "--peer",
+                "fd00::2",
+                &long,
+                "all:",
+            ],
+            "[fd00::2]:7070",
+        ),
+        (
+            &[
+                "cp",
+                "--token-file",
+                &long,
+                "--peer",
+                "a",
+                "--peer",
+                "a:7070",
+                &long,
+                "all:",
+            ],
+            "a:7070 is named twice",
+        ),
+        (
+            &[
+                "fabric",
+                "test",
+                "--token-file",
+                &long,
+                "--peer",
+                "a",
+                "--peer",
+                "a",
+            ],
+            "a:7070 is named twice",
+        ),
     ];
     for (args, expected) in cases {
         let output = house.shoal(args, &[]);
@@ -202,6 +243,40 @@ fn what_cannot_work_is_refused_in_one_line_that_says_what_to_do() {
         assert!(error.contains(expected), "{args:?}: {error}");
         assert!(!error.contains("panicked"), "{args:?}: {error}");
     }
+}
+
+#[test]
+fn variables_that_cannot_be_used_are_refused_before_anything_is_started() {
+    let house = House::new();
+    let refused = house.shoal(
+        &["fabric", "test", "--nodes", "2"],
+        &["SHOAL_TRANSPORT=pigeon"],
+    );
+    let error = error_of(&refused);
+    assert!(
+        error.starts_with("error: reading SHOAL_TRANSPORT: "),
+        "{error}"
+    );
+    let mut command = house.command(&["models"]);
+    command.env("SHOAL_HOME", OsStr::from_bytes(b"/tmp/\xff"));
+    let refused = command.output().expect("shoal runs");
+    assert!(!refused.status.success(), "{refused:?}");
+    let error = error_of(&refused);
+    assert!(error.contains("SHOAL_HOME is not UTF-8"), "{error}");
+}
+
+#[test]
+fn a_link_test_that_cannot_be_done_prints_an_object_too() {
+    let house = House::new();
+    let token = house.file("token", b"a secret\n");
+    let args = ["fabric", "test", "--json", "--token-file", &token];
+    let failed = house.shoal(&[&args[..], &["--hostfile", "/no/such/file"]].concat(), &[]);
+    assert_eq!(failed.status.code(), Some(1), "{failed:?}");
+    let failure: serde_json::Value =
+        serde_json::from_slice(&failed.stdout).expect("one JSON object");
+    assert_eq!(failure["healthy"], false);
+    let error = failure["error"].as_str().expect("a text");
+    assert!(error.contains("/no/such/file"), "{error}");
 }
 
 #[test]

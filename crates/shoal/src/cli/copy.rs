@@ -33,7 +33,7 @@ pub(crate) struct CopyArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: PathBuf,
     /// A node that `all:` means, as HOST:PORT; once for each. Each passes the files on to the next.
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = node_address)]
     pub(crate) peer: Vec<String>,
     /// Read again what was written, and compare, before a file gets its name.
     #[arg(long)]
@@ -88,6 +88,26 @@ impl Place {
             address: format!("{host}:{port}"),
             path: path.to_owned(),
         })
+    }
+}
+
+/// Takes the address of a node: HOST or HOST:PORT.
+pub(crate) fn node_address(text: &str) -> Result<String, String> {
+    const HELP: &str = "HOST or HOST:PORT, an IPv6 address in brackets, such as [fd00::2]:7070";
+    let is_bracketed = text.starts_with('[');
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !is_bracketed || host.ends_with(']') => (host, Some(port)),
+        _ => (text, None),
+    };
+    let host_fits = match is_bracketed {
+        true => host.len() > 2 && host.ends_with(']'),
+        // What looks like a port could be the end of a bare IPv6 address.
+        false => !host.is_empty() && !host.contains(':'),
+    };
+    match port.map(str::parse::<u16>) {
+        None if host_fits => Ok(format!("{host}:{DEFAULT_PORT}")),
+        Some(Ok(1..)) if host_fits => Ok(text.to_owned()),
+        _ => Err(HELP.to_owned()),
     }
 }
 
@@ -154,6 +174,32 @@ mod tests {
                 .unwrap_err()
                 .contains("./host:7070")
         );
+    }
+
+    #[test]
+    fn a_node_without_a_port_is_at_the_usual_one() {
+        for (text, address) in [
+            ("mac2.local", "mac2.local:7070"),
+            ("10.0.0.1", "10.0.0.1:7070"),
+            ("10.0.0.1:1", "10.0.0.1:1"),
+            ("[fd00::2]", "[fd00::2]:7070"),
+            ("[fd00::2]:1", "[fd00::2]:1"),
+        ] {
+            assert_eq!(node_address(text).as_deref(), Ok(address));
+        }
+        for text in [
+            "",
+            ":1",
+            "a:",
+            "a:0",
+            "a:b",
+            "a:65536",
+            "fd00::2:7070",
+            "[]:1",
+            "[::1",
+        ] {
+            assert!(node_address(text).is_err(), "{text}");
+        }
     }
 
     #[test]

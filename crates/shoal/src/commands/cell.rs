@@ -12,7 +12,7 @@ use super::model::Resolved;
 use crate::cli::{CellArgs, LogArgs};
 use crate::model_file::ModelFile;
 use crate::signals::Signals;
-use crate::{logs, progress};
+use crate::{logs, progress, settings};
 
 /// Puts the flags of a command into the cluster's words.
 pub(crate) fn config(
@@ -36,7 +36,6 @@ pub(crate) fn config(
     // What a rank would refuse is refused here, where it can be said in one line.
     file.check_split(shares.clone())?;
     args.isa.as_deref().map(Isa::parse).transpose()?;
-    check_peers(&placement)?;
     Ok(CellConfig {
         // A restarted front may run in another folder.
         model: std::path::absolute(&model.path)?,
@@ -57,18 +56,6 @@ pub(crate) fn config(
     })
 }
 
-/// Refuses a machine that is named twice.
-pub(crate) fn check_peers(placement: &Placement) -> Result<()> {
-    if let Placement::Peers { addresses, .. } = placement
-        && let Some(twice) = addresses
-            .iter()
-            .find(|one| addresses.iter().filter(|other| other == one).count() > 1)
-    {
-        bail!("{twice} is named twice; a node runs one rank");
-    }
-    Ok(())
-}
-
 /// What text needs to know of a cell.
 pub(crate) fn generator_config(config: &CellConfig) -> GeneratorConfig {
     GeneratorConfig {
@@ -80,6 +67,8 @@ pub(crate) fn generator_config(config: &CellConfig) -> GeneratorConfig {
 
 /// The running binary, which is also what ranks run.
 pub(crate) fn program(args: &LogArgs, default_log: &str) -> Result<Program> {
+    // Ranks read it themselves; said here, a mistake in it is one line rather than a rank that ends.
+    settings::transport()?;
     Ok(Program {
         path: std::env::current_exe().context("finding the path of the running binary")?,
         flags: logs::flags(args, default_log),

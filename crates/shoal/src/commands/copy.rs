@@ -6,10 +6,12 @@ use std::time::Instant;
 use anyhow::{Result, anyhow, bail};
 use indicatif::ProgressBar;
 use serde::Serialize;
+use serde_json::json;
 use shoal_cluster::copy::{CopyConfig, CopyReport, CopySummary, Progress, RelPath, pull, push};
 use shoal_cluster::read_token;
 use tokio::sync::oneshot;
 
+use super::placement::distinct;
 use super::runtime;
 use crate::cli::{CopyArgs, Place};
 use crate::progress::{bytes_bar, megabytes, note, say};
@@ -20,7 +22,7 @@ pub(crate) fn copy(args: &CopyArgs) -> Result<()> {
     if args.json {
         let line = match &outcome {
             Ok(outcome) => serde_json::to_string(outcome)?,
-            Err(error) => serde_json::to_string(&Failure::of(error))?,
+            Err(error) => json!({"ok": false, "error": crate::one_line(error)}).to_string(),
         };
         say(&format!("{line}\n"))?;
     }
@@ -62,22 +64,6 @@ struct NodeOutcome {
     report: CopyReport,
 }
 
-/// What is printed with `--json` when nothing was copied whole.
-#[derive(Serialize)]
-struct Failure {
-    ok: bool,
-    error: String,
-}
-
-impl Failure {
-    fn of(error: &anyhow::Error) -> Self {
-        Self {
-            ok: false,
-            error: crate::one_line(error),
-        }
-    }
-}
-
 /// What is to be done.
 enum Job {
     Push {
@@ -110,14 +96,7 @@ impl Job {
                 if args.peer.is_empty() {
                     bail!("all:{path} means every --peer HOST:PORT; give one for each node");
                 }
-                if let Some(twice) =
-                    (1..args.peer.len()).find(|i| args.peer[..*i].contains(&args.peer[*i]))
-                {
-                    bail!(
-                        "--peer {} is given twice; name each node once",
-                        args.peer[twice]
-                    );
-                }
+                distinct(&args.peer)?;
                 Ok(Self::Push {
                     sources: here(places)?,
                     nodes: args.peer.clone(),

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
+use serde_json::json;
 use shoal_cluster::Placement;
 use shoal_cluster::link_test::{
     Carrier, Checked, Event, Grade, LinkTest, LinkTestConfig, Place, Plan, Report, Spread, Verdict,
@@ -22,12 +23,11 @@ pub(crate) fn fabric(args: &FabricArgs, logs: &LogArgs) -> Result<()> {
 }
 
 fn test(args: &LinkTestArgs, logs: &LogArgs) -> Result<()> {
-    let config = config(args)?;
-    let outcome = measure(config, args.verbose, logs);
+    let outcome = config(args).and_then(|config| measure(config, args.verbose, logs));
     if args.json {
         let line = match &outcome {
             Ok(outcome) => serde_json::to_string(outcome)?,
-            Err(error) => serde_json::to_string(&Failure::of(error))?,
+            Err(error) => json!({"healthy": false, "error": crate::one_line(error)}).to_string(),
         };
         say(&format!("{line}\n"))?;
     }
@@ -51,22 +51,6 @@ struct Outcome {
     report: Report,
 }
 
-/// What is printed with `--json` when the test could not be done.
-#[derive(Serialize)]
-struct Failure {
-    healthy: bool,
-    error: String,
-}
-
-impl Failure {
-    fn of(error: &anyhow::Error) -> Self {
-        Self {
-            healthy: false,
-            error: crate::one_line(error),
-        }
-    }
-}
-
 fn config(args: &LinkTestArgs) -> Result<LinkTestConfig> {
     let placement = match (placement::of(&args.machines)?, args.nodes) {
         (Some(peers), _) => peers,
@@ -74,7 +58,6 @@ fn config(args: &LinkTestArgs) -> Result<LinkTestConfig> {
             nodes: nodes.context("give --nodes N, or machines by --peer or --hostfile")?,
         },
     };
-    cell::check_peers(&placement)?;
     let mut sizes_bytes = args.sizes.clone();
     if sizes_bytes.is_empty() {
         sizes_bytes = default_sizes(args.quick, args.nodes.unwrap_or(1));

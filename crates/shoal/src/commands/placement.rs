@@ -18,10 +18,20 @@ pub(crate) fn of(args: &MachineArgs) -> Result<Option<Placement>> {
         Some(path) => peers(&Hostfile::read(path)?, path)?,
         None => args.peer.clone(),
     };
+    distinct(&addresses)?;
     Ok(Some(Placement::Peers {
         addresses,
         token_file: std::path::absolute(token_file)?,
     }))
+}
+
+/// Refuses a node that is named twice.
+pub(crate) fn distinct(addresses: &[String]) -> Result<()> {
+    let repeats = |at: &usize| addresses[..*at].contains(&addresses[*at]);
+    if let Some(twice) = (1..addresses.len()).find(repeats) {
+        bail!("{} is named twice; name each node once", addresses[twice]);
+    }
+    Ok(())
 }
 
 /// The nodes of a hostfile: all its hosts but the first, which is rank 0 and has to be this machine.
@@ -102,6 +112,19 @@ mod tests {
         assert_eq!(
             of_hosts(hosts).unwrap_err(),
             "hosts.json says that this machine is rank 1 (b): run this on rank 0 (203.0.113.1), or list this machine first"
+        );
+    }
+
+    #[test]
+    fn a_node_that_is_named_twice_is_refused() {
+        let distinct = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|&it| it.to_owned()).collect();
+            distinct(&names).map_err(|error| error.to_string())
+        };
+        distinct(&["a:1", "b:1", "a:2"]).unwrap();
+        assert_eq!(
+            distinct(&["a:1", "b:1", "a:1"]).unwrap_err(),
+            "a:1 is named twice; name each node once"
         );
     }
 
