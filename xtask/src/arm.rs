@@ -9,7 +9,6 @@ use crate::{
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -58,34 +57,27 @@ struct Toolchain {
 impl Toolchain {
     /// Downloads and unpacks the packages, unless that was done before.
     fn fetch(folder: &Path) -> Result<Self> {
-        let toolchain = Self {
-            root: folder.join("root"),
+        let root = debian::fetched_once(folder, "root", |parts| {
+            let unpacked = unpack(parts)
+                .with_context(|| format!("fetching the compiler for Arm ({PREPARATION})"))?;
+            let version =
+                output(with_libraries(&mut command(rustc(&unpacked)), &unpacked).arg("--version"))
+                    .with_context(|| {
+                        format!("the compiler for Arm lacks a library ({PREPARATION})")
+                    })?;
+            // Debian's main suite has an older one.
+            let wanted = env!("CARGO_PKG_RUST_VERSION");
+            ensure!(
+                release(version.trim_start_matches("rustc ")) >= release(wanted),
+                "apt offers {}, but Rust {wanted} is needed; add Debian's security suite to its sources",
+                version.trim()
+            );
+            Ok(unpacked)
+        })?;
+        Ok(Self {
+            root,
             outputs: folder.join("build"),
-        };
-        if toolchain.root.is_dir() {
-            return Ok(toolchain);
-        }
-        // Renamed from this once whole, so that an interrupted run starts anew.
-        let parts = folder.join("parts");
-        if parts.exists() {
-            fs::remove_dir_all(&parts).with_context(|| format!("removing {}", parts.display()))?;
-        }
-        fs::create_dir_all(&parts).with_context(|| format!("creating {}", parts.display()))?;
-        let unpacked = unpack(&parts)
-            .with_context(|| format!("fetching the compiler for Arm ({PREPARATION})"))?;
-        let version =
-            output(with_libraries(&mut command(rustc(&unpacked)), &unpacked).arg("--version"))
-                .with_context(|| format!("the compiler for Arm lacks a library ({PREPARATION})"))?;
-        // Debian's main suite has an older one.
-        let wanted = env!("CARGO_PKG_RUST_VERSION");
-        ensure!(
-            release(version.trim_start_matches("rustc ")) >= release(wanted),
-            "apt offers {}, but Rust {wanted} is needed; add Debian's security suite to its sources",
-            version.trim()
-        );
-        fs::rename(&unpacked, &toolchain.root).context("keeping the compiler for Arm")?;
-        fs::remove_dir_all(&parts).with_context(|| format!("removing {}", parts.display()))?;
-        Ok(toolchain)
+        })
     }
 
     /// Runs the tests of `shoal-kernels` on each of [`PROCESSORS`].

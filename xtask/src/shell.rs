@@ -1,6 +1,7 @@
 //! Running other programs from the repository root.
 
 use anyhow::{Context, Result, bail};
+use serde::Deserialize;
 use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -74,6 +75,25 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
     quiet.status().is_ok_and(|status| status.success())
 }
 
+/// Returns where cargo has put the executable of `target`, in the JSON `messages` by which it told of its work.
+pub(crate) fn executable(messages: &str, target: &str) -> Option<PathBuf> {
+    #[derive(Deserialize)]
+    struct Message {
+        target: Target,
+        executable: Option<PathBuf>,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
+    }
+    let messages = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Message>(line).ok());
+    messages
+        .filter(|message| message.target.name == target)
+        .find_map(|message| message.executable)
+}
+
 /// Returns the command line, program first.
 pub(crate) fn line_of(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
@@ -81,4 +101,24 @@ pub(crate) fn line_of(command: &Command) -> String {
         .map(|word| word.to_string_lossy())
         .collect::<Vec<_>>()
         .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn executables_are_found_in_what_cargo_says() {
+        let messages = r#"{"reason":"compiler-artifact","target":{"name":"half"},"executable":null}
+{"reason":"build-script-executed","package_id":"x"}
+{"reason":"compiler-artifact","target":{"name":"links"},"executable":null}
+{"reason":"compiler-artifact","target":{"name":"links"},"executable":"/t/links-1"}
+{"reason":"build-finished","success":true}"#;
+        assert_eq!(
+            executable(messages, "links"),
+            Some(PathBuf::from("/t/links-1"))
+        );
+        assert_eq!(executable(messages, "half"), None);
+        assert_eq!(executable("{}", "links"), None);
+    }
 }

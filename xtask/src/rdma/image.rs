@@ -37,30 +37,20 @@ pub(crate) struct Kernel {
 impl Kernel {
     /// Downloads and unpacks it, unless that was done before.
     pub(crate) fn fetch(folder: &Path) -> Result<Self> {
-        let kernel = Self {
-            root: folder.join("kernel"),
-        };
-        if kernel.root.is_dir() {
-            return Ok(kernel);
-        }
-        // Renamed from this once whole, so that an interrupted run starts anew.
-        let parts = folder.join("parts");
-        if parts.exists() {
-            fs::remove_dir_all(&parts).with_context(|| format!("removing {}", parts.display()))?;
-        }
-        fs::create_dir_all(&parts).with_context(|| format!("creating {}", parts.display()))?;
-        let package = debian::dependency("linux-image-amd64", "linux-image-")?;
-        let unpacked = debian::unpack(&parts, &[package])?;
-        let found = Self { root: unpacked };
-        check(
-            command("depmod")
-                .arg("-b")
-                .arg(&found.root)
-                .arg(found.version()?),
-        )?;
-        fs::rename(&found.root, &kernel.root).context("keeping the kernel")?;
-        fs::remove_dir_all(&parts).with_context(|| format!("removing {}", parts.display()))?;
-        Ok(kernel)
+        let root = debian::fetched_once(folder, "kernel", |parts| {
+            let package = debian::dependency("linux-image-amd64", "linux-image-")?;
+            let found = Self {
+                root: debian::unpack(parts, &[package])?,
+            };
+            check(
+                command("depmod")
+                    .arg("-b")
+                    .arg(&found.root)
+                    .arg(found.version()?),
+            )?;
+            Ok(found.root)
+        })?;
+        Ok(Self { root })
     }
 
     /// Returns the file that boots.

@@ -2,16 +2,15 @@
 
 use crate::{
     python,
-    shell::{check, command, line_of, output, root},
+    shell::{check, command, executable, line_of, output, root},
 };
 use anyhow::{Context, Result, bail, ensure};
-use serde::Deserialize;
 use std::{
     collections::BTreeMap,
     fs,
     net::TcpListener,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command},
 };
 
 /// One program over one kind of link.
@@ -147,20 +146,29 @@ impl Sides {
         let hosts = serde_json::to_string(&hosts.collect::<Vec<_>>())?;
         fs::write(&self.hostfile, hosts)
             .with_context(|| format!("writing {}", self.hostfile.display()))?;
-        let mut others = Vec::new();
+        let mut others = Others(Vec::new());
         for rank in 1..world {
             let mut other = self.mlx(rank);
-            others.push(other.args(words(sizes)).spawn().context("starting MLX")?);
+            let started = other.args(words(sizes)).spawn();
+            others.0.push(started.context("starting MLX")?);
         }
-        let printed = output(rank_0);
-        if printed.is_err() {
-            // They would wait for it.
-            others.iter_mut().for_each(|other| drop(other.kill()));
-        }
-        for mut other in others {
+        let printed = output(rank_0)?;
+        for other in &mut others.0 {
             other.wait().context("waiting for MLX")?;
         }
-        printed
+        Ok(printed)
+    }
+}
+
+/// Ranks that run beside another. They wait for each other, so none outlives the failure of one.
+struct Others(Vec<Child>);
+
+impl Drop for Others {
+    fn drop(&mut self) {
+        for other in &mut self.0 {
+            let _it_may_have_ended = other.kill();
+            let _nobody_asks = other.wait();
+        }
     }
 }
 
@@ -210,25 +218,7 @@ fn links() -> Result<PathBuf> {
         "--message-format",
         "json",
     ]))?;
-    executable(&messages).context("cargo did not say where it put the benchmark `links`")
-}
-
-fn executable(messages: &str) -> Option<PathBuf> {
-    #[derive(Deserialize)]
-    struct Message {
-        target: Target,
-        executable: Option<PathBuf>,
-    }
-    #[derive(Deserialize)]
-    struct Target {
-        name: String,
-    }
-    let messages = messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Message>(line).ok());
-    messages
-        .filter(|message| message.target.name == "links")
-        .find_map(|message| message.executable)
+    executable(&messages, "links").context("cargo did not say where it put the benchmark `links`")
 }
 
 #[cfg(test)]
@@ -249,15 +239,5 @@ mod tests {
         ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn the_benchmark_is_found_among_what_cargo_says() {
-        let messages = r#"{"reason":"compiler-artifact","target":{"name":"half"},"executable":null}
-{"reason":"build-script-executed","package_id":"x"}
-{"reason":"compiler-artifact","target":{"name":"links"},"executable":"/t/links-1"}
-{"reason":"build-finished","success":true}"#;
-        assert_eq!(executable(messages), Some(PathBuf::from("/t/links-1")));
-        assert_eq!(executable("{}"), None);
     }
 }
