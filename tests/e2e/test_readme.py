@@ -10,11 +10,12 @@ from harness import Case, Cell, shoal
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+SUBCOMMANDS = "up|run|serve|node|pull|models|cp|bench|fabric test|fabric discover"
 
 
 @cache
 def help_of(subcommand):
-    return shoal(subcommand, "--help").stdout
+    return shoal(*subcommand.split(), "--help").stdout
 
 
 class Documents(Case):
@@ -22,10 +23,9 @@ class Documents(Case):
         seen = 0
         for document in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
             text = document.read_text().replace("\\\n", " ")
-            for line in re.findall(r"(?:shoal|--release --) ((?:up|run|serve|node|pull|models|bench)\b[^`\n#]*)", text):
-                subcommand, *words = line.split()
-                for flag in re.findall(r"--[a-z-]+", " ".join(words)):
-                    with self.subTest(document=document.name, line=line):
+            for subcommand, words in re.findall(rf"(?:shoal|--release --) ({SUBCOMMANDS})\b([^`\n#]*)", text):
+                for flag in re.findall(r"--[a-z-]+", words):
+                    with self.subTest(document=document.name, line=subcommand + words):
                         self.assertIn(flag, help_of(subcommand))
                         seen += 1
         self.assertGreater(seen, 10)
