@@ -104,6 +104,8 @@ pub enum LinkTestRole {
         plan: Plan,
         /// What shall carry the bytes.
         carrier: Carrier,
+        /// Over which interfaces of this machine, where somebody has said so.
+        interfaces: Option<String>,
     },
     /// Any other rank: the plan arrives over the fabric.
     Member {

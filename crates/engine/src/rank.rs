@@ -127,7 +127,7 @@ fn run_member(config: &RankConfig, rendezvous: SocketAddr) -> Result<(), RankErr
     let deadline = Instant::now() + config.join_timeout;
     // Before the CPU is taken, which pins this thread: how ranks wait depends on how many cores they may use.
     let mut group = tcp::join_with(
-        config.links,
+        config.links.clone(),
         rendezvous,
         config.rank,
         config.world,

@@ -44,7 +44,7 @@ impl Root {
             world => {
                 let key = self.config.key.clone();
                 let rendezvous = tcp::Rendezvous::bind(self.listen, world, key)?;
-                Some(rendezvous.with(self.config.links))
+                Some(rendezvous.with(self.config.links.clone()))
             }
         };
         let greeting = Greeting {

@@ -169,7 +169,7 @@ fn config(link: &str) -> Config {
     Config {
         shared_memory: link == SHARED,
         rdma: Rdma::Off,
-        tcp: true,
+        ..Config::default()
     }
 }
 

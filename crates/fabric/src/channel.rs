@@ -116,6 +116,16 @@ impl Channel {
         let stream =
             timed::time_left(deadline).and_then(|left| TcpStream::connect_timeout(&address, left));
         let stream = stream.map_err(|error| unreachable(name, error.to_string()))?;
+        Self::over(stream, key, purpose, deadline)
+    }
+
+    /// Proves the key over a connection that this end has made.
+    pub(crate) fn over(
+        stream: TcpStream,
+        key: &Key,
+        purpose: Purpose,
+        deadline: Instant,
+    ) -> Result<Self, FabricError> {
         let session = handshake::initiate(&stream, key, purpose, deadline)?;
         Self::new(stream, session)
     }

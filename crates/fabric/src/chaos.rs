@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::algorithm::Topology;
 use crate::error::FabricError;
-use crate::faults::{sockets, sockets_and_memory};
+use crate::faults::{sockets, sockets_and_memory, striped_sockets};
 use crate::ground::Road;
 use crate::group::Group;
 use crate::link::{Interest, Links, Transport};
@@ -125,6 +125,10 @@ impl Links for Moody {
     fn transport(&self, peer: usize) -> Option<Transport> {
         self.inner.transport(peer)
     }
+
+    fn turn(&self, peer: usize, reads: bool) -> Option<&str> {
+        self.inner.turn(peer, reads)
+    }
 }
 
 /// One case: ranks over links of a kind, and what they do together.
@@ -142,7 +146,7 @@ impl Case {
             seed,
             world: 2 + dice.below(3) as usize,
             topology: [Topology::Mesh, Topology::Ring][dice.below(2) as usize],
-            links: dice.below(3) as usize,
+            links: dice.below(4) as usize,
         }
     }
 
@@ -158,6 +162,7 @@ impl Case {
                 .into_iter()
                 .map(boxed)
                 .collect(),
+            2 => striped_sockets(self.world).into_iter().map(boxed).collect(),
             _ => {
                 let memory = memory::mesh(self.world).into_iter();
                 memory

@@ -18,7 +18,8 @@ pub enum FabricError {
     },
     /// A rank did not move a byte for the whole timeout. The group cannot be used any more.
     #[error(
-        "{rank} did not answer within {waited_ms} ms while {doing}; check that its machine is up and not overloaded"
+        "{rank} did not answer within {waited_ms} ms while {doing}{}; check that its machine is up and not overloaded",
+        over(cable)
     )]
     Timeout {
         /// The rank that was waited for.
@@ -27,6 +28,8 @@ pub enum FabricError {
         waited_ms: u64,
         /// What was waited for.
         doing: &'static str,
+        /// The cable that it was due over, where there are several.
+        cable: Option<String>,
     },
     /// The two ends of a connection do not hold the same token.
     #[error(
@@ -126,4 +129,10 @@ impl FabricError {
             _ => None,
         }
     }
+}
+
+fn over(cable: &Option<String>) -> String {
+    cable
+        .as_ref()
+        .map_or_else(String::new, |cable| format!(" over {cable}"))
 }

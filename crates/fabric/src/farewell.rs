@@ -66,11 +66,15 @@ impl Wire {
             .map_or(Duration::ZERO, |since| now - since);
         let stillest = moving.stillest(now);
         // Not by when its frame has last moved: the system takes bytes for a rank that does not.
-        let peer = match stillest.filter(|_| waited >= self.timeout / 2) {
-            Some((_, peer)) => peer,
-            None => self.rank.index(),
+        let (peer, cable) = match stillest.filter(|_| waited >= self.timeout / 2) {
+            Some((_, peer, comes)) => (peer, self.links.turn(peer, comes)),
+            None => (self.rank.index(), None),
         };
-        Cause::Silent { peer, waited }
+        Cause::Silent {
+            peer,
+            waited,
+            cable: cable.map(str::to_owned),
+        }
     }
 
     /// Tells all peers of `abort` and hears them out, for a short time at most; nothing is possible after that. Returns what the
@@ -235,12 +239,17 @@ impl Cause {
                 reason,
             },
             Self::Aborted(Abort { rank, reason, .. }) => FabricError::RankLost { rank, reason },
-            Self::Silent { peer, waited } => {
+            Self::Silent {
+                peer,
+                waited,
+                cable,
+            } => {
                 let waited_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
                 FabricError::Timeout {
                     rank: Rank::at(peer),
                     waited_ms,
                     doing: doing(kind),
+                    cable,
                 }
             }
             Self::Broken { peer, reason } => {

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::algorithm::THRESHOLDS;
+use crate::cables::Cables;
 use crate::error::FabricError;
 use crate::frame::{Abort, HEADER_BYTES, Header, Kind};
 use crate::ground::Road;
@@ -28,14 +29,16 @@ fn beside(
         .into_iter()
         .map(|links| Box::new(links) as Box<dyn Links>);
     let boxed = |links| Box::new(links) as Box<dyn Links>;
-    let sockets = sockets(world, || [Road::Tcp, Road::Tcp])
+    let plain = sockets(world, || [Road::Tcp, Road::Tcp])
         .into_iter()
         .map(boxed);
+    let striped = striped_sockets(world).into_iter().map(boxed);
     let shared = sockets_and_memory(world).into_iter().map(boxed);
     let mut results = Vec::new();
     for links in [
         memory.collect::<Vec<_>>(),
-        sockets.collect(),
+        plain.collect(),
+        striped.collect(),
         shared.collect(),
     ] {
         let (villain, work) = (&villain, &work);
@@ -79,6 +82,27 @@ pub(crate) fn sockets(world: usize, roads: impl Fn() -> [Road; 2]) -> Vec<TcpLin
     }
     let links = |lines| TcpLinks::new(lines).expect("fresh sockets");
     lines.into_iter().map(links).collect()
+}
+
+/// Each link goes over three connections, the second of which carries nothing.
+pub(crate) fn striped_sockets(world: usize) -> Vec<TcpLinks> {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let address = listener.local_addr().expect("bound");
+    sockets(world, || {
+        let pairs = [(); 2].map(|()| {
+            let ours = TcpStream::connect(address).expect("listening");
+            (listener.accept().expect("connected above").0, ours)
+        });
+        let (low, high): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        [low, high].map(|further| {
+            Road::Striped(Cables {
+                further,
+                weights: vec![2, 0, 1],
+                addresses: Vec::new(),
+                left_out: Vec::new(),
+            })
+        })
+    })
 }
 
 pub(crate) fn sockets_and_memory(world: usize) -> Vec<TcpLinks> {

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use tracing::info;
 
+use crate::cables::Cables;
 use crate::error::FabricError;
 use crate::link::Transport;
 use crate::rank::Rank;
@@ -17,7 +18,7 @@ pub(crate) struct Lead(Result<Offer, Cow<'static, str>>);
 
 impl Lead {
     /// Creates what is to be offered, if `config` wants it.
-    pub(crate) fn new(config: Config) -> Self {
+    pub(crate) fn new(config: &Config) -> Self {
         Self(match config.shared_memory {
             false => Err(SWITCHED_OFF.into()),
             true => Offer::new()
@@ -56,16 +57,18 @@ pub(crate) enum Ground {
     Apart(Cow<'static, str>),
 }
 
-/// What carries the bytes beside a connection, if anything does.
+/// What carries the bytes instead of a connection or beside it, if anything does.
 pub(crate) enum Road {
     Tcp,
+    /// This connection and others.
+    Striped(Cables),
     Shared(Box<Pipes>),
     Rdma(Box<Flow>),
 }
 
 impl Ground {
     /// Opens what the other end offers, if `config` wants it; returns the answer to it as well.
-    pub(crate) fn seek(config: Config, offer: &[u8]) -> (Vec<u8>, Self) {
+    pub(crate) fn seek(config: &Config, offer: &[u8]) -> (Vec<u8>, Self) {
         let apart = |reason| (Vec::new(), Self::Apart(reason));
         if !config.shared_memory {
             return apart(SWITCHED_OFF.into());
@@ -101,23 +104,20 @@ impl Ground {
         })
     }
 
-    pub(crate) fn is_shared(&self) -> bool {
-        matches!(self, Self::Shared(_))
-    }
-
-    /// Says what will carry the bytes between `rank` and `peer`, and why.
+    /// Says what will carry the bytes between `rank` and `peer`, and why; where nothing is better than TCP, `agree` finds
+    /// out with the other end, for the reason it is given, over which cables they go.
     ///
     /// # Errors
-    /// When that is something that `config` does not want.
+    /// Of `agree`.
     pub(crate) fn settle(
         self,
-        config: Config,
         rank: Rank,
         peer: Rank,
+        agree: impl FnOnce(&str) -> Result<Cables, FabricError>,
     ) -> Result<Road, FabricError> {
         let (transport, reason, road) = match self {
             Self::Shared(pipes) => (
-                Transport::SharedMemory,
+                Transport::SharedMemory.to_string(),
                 "both ranks have opened the same memory".into(),
                 Road::Shared(pipes),
             ),
@@ -130,17 +130,15 @@ impl Ground {
                     "a message came through {}, {kind} connection; {why}",
                     flow.pair.device().name
                 );
-                (Transport::Rdma, reason.into(), Road::Rdma(flow))
+                (Transport::Rdma.to_string(), reason, Road::Rdma(flow))
             }
-            Self::Apart(reason) if !config.tcp => {
-                return Err(FabricError::NoTransport {
-                    rank: peer,
-                    reason: reason.into_owned(),
-                });
+            Self::Apart(why) => {
+                let cables = agree(&why)?;
+                let reason = [&[why.into_owned()], &cables.left_out[..]].concat();
+                (cables.to_string(), reason.join("; "), cables.into_road())
             }
-            Self::Apart(reason) => (Transport::Tcp, reason, Road::Tcp),
         };
-        info!(%rank, %peer, %transport, reason = &*reason, "link up");
+        info!(%rank, %peer, transport, reason, "link up");
         Ok(road)
     }
 }
@@ -153,12 +151,14 @@ const DECLINED: &str = "the peer did not open this rank's memory: it is on anoth
 mod tests {
     use super::*;
 
+    use crate::interfaces::Interfaces;
     use crate::tcp::Rdma;
 
     const ON: Config = Config {
         shared_memory: true,
         rdma: Rdma::Off,
         tcp: true,
+        interfaces: Interfaces::USUAL,
     };
     const OFF: Config = Config {
         shared_memory: false,
@@ -167,13 +167,17 @@ mod tests {
 
     /// What both ends find out, the one that leads first; nothing where they share memory.
     fn reasons(lead: Config, follow: Config) -> [Option<String>; 2] {
-        let lead = Lead::new(lead);
-        let (answer, follow) = Ground::seek(follow, lead.offer());
+        let lead = Lead::new(&lead);
+        let (answer, follow) = Ground::seek(&follow, lead.offer());
         let lead = lead.conclude(&answer).expect("an honest answer");
         [lead, follow].map(|ground| match ground {
             Ground::Apart(reason) => Some(reason.into_owned()),
             Ground::Shared(_) | Ground::Rdma(..) => None,
         })
+    }
+
+    fn is_shared(ground: &Ground) -> bool {
+        matches!(ground, Ground::Shared(_))
     }
 
     #[test]
@@ -189,27 +193,27 @@ mod tests {
     #[test]
     fn memory_of_another_machine_is_not_found() {
         for name in [&[9; 16][..], b"short", &[0; 40]] {
-            let (answer, ground) = Ground::seek(ON, name);
-            assert!(answer.is_empty() && !ground.is_shared());
+            let (answer, ground) = Ground::seek(&ON, name);
+            assert!(answer.is_empty() && !is_shared(&ground));
         }
-        let ground = Lead::new(ON).conclude(&[]).expect("it may decline");
-        assert!(!ground.is_shared());
+        let ground = Lead::new(&ON).conclude(&[]).expect("it may decline");
+        assert!(!is_shared(&ground));
     }
 
     #[test]
     fn an_answer_that_only_guesses_is_refused() {
         for answer in [&[0][..], &[0; 32], &[0; 1000]] {
-            assert!(Lead::new(ON).conclude(answer).is_err());
-            assert!(Lead::new(OFF).conclude(answer).is_err());
+            assert!(Lead::new(&ON).conclude(answer).is_err());
+            assert!(Lead::new(&OFF).conclude(answer).is_err());
         }
     }
 
     #[test]
     fn an_offer_can_be_taken_once() {
-        let lead = Lead::new(ON);
-        let (answer, first) = Ground::seek(ON, lead.offer());
-        let (_, second) = Ground::seek(ON, lead.offer());
-        assert!(first.is_shared() && !second.is_shared());
-        assert!(lead.conclude(&answer).expect("honest").is_shared());
+        let lead = Lead::new(&ON);
+        let (answer, first) = Ground::seek(&ON, lead.offer());
+        let (_, second) = Ground::seek(&ON, lead.offer());
+        assert!(is_shared(&first) && !is_shared(&second));
+        assert!(is_shared(&lead.conclude(&answer).expect("honest")));
     }
 }

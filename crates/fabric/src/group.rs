@@ -100,6 +100,12 @@ impl Group {
         self.wire.links.transport(peer.index())
     }
 
+    /// Returns how many cables carry the bytes to and from `peer`: several where a link over TCP is striped.
+    #[must_use]
+    pub fn cables(&self, peer: Rank) -> usize {
+        self.wire.links.cables(peer.index())
+    }
+
     /// Sets how long a peer may move no byte before it counts as lost: 30 s at first, a day at most.
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.wire.timeout = timeout.min(TIMEOUT_MAX);

@@ -22,7 +22,7 @@ use crate::key::{KEY_BYTES, Key, random_bytes};
 use crate::timed;
 
 /// Version of everything that is said over connections of this crate.
-pub(crate) const PROTOCOL_VERSION: u16 = 7;
+pub(crate) const PROTOCOL_VERSION: u16 = 8;
 
 /// What a connection is for; the proof of one purpose is none for another.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +31,8 @@ pub(crate) enum Purpose {
     Rendezvous,
     /// A rank connects to another.
     Mesh,
+    /// Two ranks that are connected open one more connection, over another cable.
+    Cable,
     /// A control connection.
     Channel,
 }
@@ -121,6 +123,7 @@ impl Transcript<'_> {
         let purpose: &[u8] = match self.purpose {
             Purpose::Rendezvous => b"shoal rendezvous",
             Purpose::Mesh => b"shoal mesh",
+            Purpose::Cable => b"shoal cable",
             Purpose::Channel => b"shoal channel",
         };
         compute(&[

@@ -32,11 +32,14 @@
 
 #![allow(unsafe_code)]
 
+mod addresses;
 mod algorithm;
+mod cables;
 mod cabling;
 pub mod channel;
 #[cfg(test)]
 mod chaos;
+mod config;
 mod error;
 mod exchange;
 mod farewell;
@@ -47,18 +50,22 @@ mod ground;
 mod group;
 mod handshake;
 mod inbox;
+mod interfaces;
 mod invitation;
 mod key;
 mod link;
 mod lobby;
 mod memory;
 mod pace;
+mod ports;
 mod rank;
 mod reduce;
 mod ring;
 mod segment;
 mod shared;
 mod socket;
+mod stripe;
+mod talk;
 pub mod tcp;
 mod timed;
 mod transfer;
@@ -69,6 +76,7 @@ pub use algorithm::Topology;
 pub use error::FabricError;
 pub use exchange::Exchange;
 pub use group::{Group, in_process, solo};
+pub use interfaces::Interfaces;
 pub use key::Key;
 pub use link::Transport;
 pub use rank::{Rank, WORLD_MAX};

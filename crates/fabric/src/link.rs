@@ -21,6 +21,16 @@ pub(crate) trait Links: Send {
 
     /// Says what carries the bytes to and from `peer`; nothing for a rank that is none.
     fn transport(&self, peer: usize) -> Option<Transport>;
+
+    /// Returns how many cables carry the bytes to and from `peer`; none for a rank that is none.
+    fn cables(&self, peer: usize) -> usize {
+        usize::from(self.transport(peer).is_some())
+    }
+
+    /// Names the cable that the next byte from `peer` comes over, or the next one to it goes, where there are several.
+    fn turn(&self, _peer: usize, _reads: bool) -> Option<&str> {
+        None
+    }
 }
 
 /// What carries bytes between two ranks.

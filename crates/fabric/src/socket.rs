@@ -1,16 +1,19 @@
-//! Links over TCP, with the bytes of some of them going through shared memory or over RDMA.
+//! Links over TCP, with the bytes of some of them going over several connections, through shared memory or over RDMA.
 
 use std::io::{self, IoSlice, Read, Write};
-use std::net::TcpStream;
-use std::time::Duration;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::sockopt;
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
 use smallvec::{SmallVec, smallvec};
 
 use crate::ground::Road;
 use crate::link::{Interest, Links, Transport};
 use crate::shared::SharedLink;
+use crate::stripe::StripedLink;
+use crate::timed;
 use crate::verbs::RdmaLink;
 
 /// The links of one rank, with one TCP connection to each peer.
@@ -22,6 +25,7 @@ pub(crate) struct TcpLinks {
 /// One link.
 enum Line {
     Tcp(TcpStream),
+    Striped(Box<StripedLink>),
     Shared(SharedLink),
     Rdma(Box<RdmaLink>),
 }
@@ -31,14 +35,26 @@ impl TcpLinks {
     ///
     /// Where there is another road, the bytes take that.
     pub(crate) fn new(peers: Vec<Option<(TcpStream, Road)>>) -> io::Result<Self> {
-        let line = |(stream, road): (TcpStream, Road)| {
+        let fit = |stream: &TcpStream, carries: bool| {
             stream.set_nodelay(true)?;
             stream.set_nonblocking(true)?;
-            if matches!(road, Road::Tcp) && has_one_address(&stream) {
-                sockopt::set_socket_send_buffer_size(&stream, LOCAL_SEND_BYTES)?;
+            if carries && has_one_address(stream) {
+                sockopt::set_socket_send_buffer_size(stream, LOCAL_SEND_BYTES)?;
             }
+            io::Result::Ok(())
+        };
+        let line = |(stream, road): (TcpStream, Road)| {
+            fit(&stream, matches!(road, Road::Tcp | Road::Striped(_)))?;
             Ok(match road {
                 Road::Tcp => Line::Tcp(stream),
+                Road::Striped(cables) => {
+                    let mut streams = vec![stream];
+                    for further in cables.further {
+                        fit(&further, true)?;
+                        streams.push(further);
+                    }
+                    Line::Striped(Box::new(StripedLink::new(streams, &cables.weights)?))
+                }
                 Road::Shared(pipes) => Line::Shared(SharedLink::new(*pipes, stream)),
                 Road::Rdma(flow) => Line::Rdma(Box::new(RdmaLink::new(*flow, stream))),
             })
@@ -61,6 +77,7 @@ impl Links for TcpLinks {
     fn write(&mut self, peer: usize, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         match self.line(peer)? {
             Line::Tcp(stream) => Ok(unless_blocked(stream.write_vectored(parts))?.unwrap_or(0)),
+            Line::Striped(link) => link.write(parts),
             Line::Shared(link) => link.write(parts),
             Line::Rdma(link) => link.write(parts),
         }
@@ -69,6 +86,7 @@ impl Links for TcpLinks {
     fn read(&mut self, peer: usize, into: &mut [u8]) -> io::Result<Option<usize>> {
         match self.line(peer)? {
             Line::Tcp(stream) => unless_blocked(stream.read(into)),
+            Line::Striped(link) => link.read(into),
             Line::Shared(link) => link.read(into),
             Line::Rdma(link) => link.read(into),
         }
@@ -80,6 +98,7 @@ impl Links for TcpLinks {
         for interest in interests {
             match self.line(interest.peer)? {
                 Line::Tcp(_) => {}
+                Line::Striped(link) => may_sleep &= link.prepare_sleep(*interest),
                 Line::Shared(link) => may_sleep &= link.prepare_sleep(*interest),
                 Line::Rdma(link) => {
                     may_sleep &= link.prepare_sleep(*interest);
@@ -87,7 +106,7 @@ impl Links for TcpLinks {
                 }
             }
         }
-        let mut ready: SmallVec<[bool; PEERS]> = smallvec![false; interests.len()];
+        let mut ready: SmallVec<[u8; PEERS]> = smallvec![0; interests.len()];
         let slept = if may_sleep {
             self.poll(interests, longest, &mut ready)
         } else {
@@ -96,8 +115,9 @@ impl Links for TcpLinks {
         for (interest, news) in interests.iter().zip(ready) {
             match self.line(interest.peer)? {
                 Line::Tcp(_) => {}
-                Line::Shared(link) => link.awake(news),
-                Line::Rdma(link) => link.awake(news),
+                Line::Striped(link) => link.awake(*interest, news),
+                Line::Shared(link) => link.awake(news != 0),
+                Line::Rdma(link) => link.awake(news != 0),
             }
         }
         slept
@@ -105,54 +125,107 @@ impl Links for TcpLinks {
 
     fn transport(&self, peer: usize) -> Option<Transport> {
         self.peers.get(peer)?.as_ref().map(|line| match line {
-            Line::Tcp(_) => Transport::Tcp,
+            Line::Tcp(_) | Line::Striped(_) => Transport::Tcp,
             Line::Shared(_) => Transport::SharedMemory,
             Line::Rdma(_) => Transport::Rdma,
         })
     }
+
+    fn cables(&self, peer: usize) -> usize {
+        match self.peers.get(peer) {
+            Some(Some(Line::Striped(link))) => link.width(),
+            line => usize::from(line.is_some_and(Option::is_some)),
+        }
+    }
+
+    fn turn(&self, peer: usize, reads: bool) -> Option<&str> {
+        match self.peers.get(peer)?.as_ref()? {
+            Line::Striped(link) => Some(link.turn(reads)),
+            Line::Tcp(_) | Line::Shared(_) | Line::Rdma(_) => None,
+        }
+    }
 }
 
 impl TcpLinks {
-    /// Sleeps on the connections of `interests`, and marks those that have something.
-    fn poll(
-        &self,
-        interests: &[Interest],
-        timeout: Duration,
-        ready: &mut [bool],
-    ) -> io::Result<()> {
-        let mut fds: SmallVec<[PollFd<'_>; PEERS]> = SmallVec::new();
-        let mut of_interest: SmallVec<[usize; PEERS]> = SmallVec::new();
+    /// Sleeps on the connections of `interests`, and marks those that have something: a bit for each file of a link.
+    fn poll(&self, interests: &[Interest], timeout: Duration, ready: &mut [u8]) -> io::Result<()> {
+        let mut fds: SmallVec<[PollFd<'_>; FILES]> = SmallVec::new();
+        let mut of_interest: SmallVec<[(usize, u8); FILES]> = SmallVec::new();
         for (index, interest) in interests.iter().enumerate() {
-            let files = match self.peers[interest.peer].as_ref() {
-                None => [None, None],
+            let mut add = |bits: u8, file| {
+                fds.push(file);
+                of_interest.push((index, bits));
+            };
+            match self.peers[interest.peer].as_ref() {
+                None => {}
                 Some(Line::Tcp(stream)) => {
                     let mut flags = PollFlags::empty();
                     flags.set(PollFlags::IN, interest.read);
                     flags.set(PollFlags::OUT, interest.write);
-                    [Some(PollFd::new(stream, flags)), None]
+                    add(1, PollFd::new(stream, flags));
+                }
+                Some(Line::Striped(link)) => {
+                    for (bit, file) in link.files(*interest) {
+                        add(bit, file);
+                    }
                 }
                 // Wake-ups for both directions come in.
-                Some(Line::Shared(link)) => [Some(PollFd::new(&link.socket, PollFlags::IN)), None],
-                Some(Line::Rdma(link)) => link.files(),
-            };
-            for file in files.into_iter().flatten() {
-                fds.push(file);
-                of_interest.push(index);
+                Some(Line::Shared(link)) => add(1, PollFd::new(&link.socket, PollFlags::IN)),
+                Some(Line::Rdma(link)) => {
+                    link.files()
+                        .into_iter()
+                        .flatten()
+                        .for_each(|file| add(1, file));
+                }
             }
         }
         poll_for(&mut fds, timeout)?;
-        for (index, fd) in of_interest.into_iter().zip(&fds) {
-            ready[index] |= !fd.revents().is_empty();
+        for ((index, bits), fd) in of_interest.into_iter().zip(&fds) {
+            if !fd.revents().is_empty() {
+                ready[index] |= bits;
+            }
         }
         Ok(())
     }
+}
+
+/// Connects to `to` from an address of this machine, and so over the cable that leads to both.
+pub(crate) fn connect_from(
+    own: IpAddr,
+    to: SocketAddr,
+    deadline: Instant,
+) -> io::Result<TcpStream> {
+    let family = match own {
+        IpAddr::V4(_) => AddressFamily::INET,
+        IpAddr::V6(_) => AddressFamily::INET6,
+    };
+    let socket = socket(family, SocketType::STREAM, None)?;
+    fcntl_setfd(&socket, FdFlags::CLOEXEC)?;
+    bind(&socket, &SocketAddr::new(own, 0))?;
+    let stream = TcpStream::from(socket);
+    stream.set_nonblocking(true)?;
+    match connect(&stream, &to) {
+        Ok(()) => {}
+        Err(Errno::INPROGRESS) => loop {
+            let left = timed::time_left(deadline)?;
+            let mut fds = [PollFd::new(&stream, PollFlags::OUT)];
+            poll_for(&mut fds, left)?;
+            if !fds[0].revents().is_empty() {
+                sockopt::socket_error(&stream)??;
+                break;
+            }
+        },
+        Err(error) => return Err(error.into()),
+    }
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 /// Sleeps until one of `fds` is ready, for `timeout` at most; a signal may end it early.
 pub(crate) fn poll_for(fds: &mut [PollFd<'_>], timeout: Duration) -> io::Result<()> {
     let timeout = Timespec::try_from(timeout).map_err(|_| io::ErrorKind::InvalidInput)?;
     match poll(fds, Some(&timeout)) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Ok(_) | Err(Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
@@ -168,6 +241,8 @@ const LOCAL_SEND_BYTES: usize = 256 * 1024;
 
 /// So many peers are waited for without taking memory from the allocator.
 const PEERS: usize = 8;
+/// And so many of their connections, of which a striped link has several.
+const FILES: usize = 32;
 
 /// Returns nothing where a call would have had to wait.
 pub(crate) fn unless_blocked(result: io::Result<usize>) -> io::Result<Option<usize>> {

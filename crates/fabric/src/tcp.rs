@@ -4,20 +4,22 @@
 //! which it reached rank 0, so that is the network the group uses. Rank 0 answers all of them at once, when they are
 //! complete, with everybody's address; then every rank connects to the ones below it. On each connection one end offers
 //! memory, and the two share it if the other end can open it, which it cannot from another machine; if not, they look
-//! whether RDMA devices of theirs reach each other. All of this is authenticated, every connection for itself, message by
+//! whether RDMA devices of theirs reach each other; if not, whether further cables join them. All of this is authenticated, every connection for itself, message by
 //! message; the frames of the collectives that follow are neither authenticated nor encrypted, so the group trusts whoever
 //! can read or alter packets between its machines. Strangers at a port are turned away and stop nobody.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::str::FromStr;
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
-use tracing::{info, warn};
+use tracing::{Span, info, warn};
 
+use crate::cables::Terms;
 use crate::channel::Channel;
 use crate::error::FabricError;
-use crate::ground::{Ground, Lead};
+use crate::ground::{Ground, Lead, Road};
 use crate::group::Group;
 use crate::handshake::Purpose;
 use crate::invitation::{Join, Reply};
@@ -28,70 +30,7 @@ use crate::rank::{Rank, WORLD_MAX};
 use crate::socket::{TcpLinks, has_one_address, poll_for};
 use crate::verbs::Devices;
 
-/// How the ranks of a group are linked, as far as that can be chosen: the first that two ranks both want and have.
-#[derive(Clone, Copy, Debug)]
-pub struct Config {
-    /// Whether two ranks that turn out to be on one machine exchange their bytes through memory, which is quicker than
-    /// their TCP connection. Both have to agree to it.
-    pub shared_memory: bool,
-    /// Whether two ranks whose machines have RDMA devices exchange their bytes through those. Both have to agree to it.
-    pub rdma: Rdma,
-    /// Whether the bytes may take the TCP connection where nothing else carries them. If not, there is no group then.
-    pub tcp: bool,
-}
-
-/// Whether and how RDMA devices are used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Rdma {
-    /// Not at all.
-    Off,
-    /// With reliable connections, or with unreliable ones where the devices have no others.
-    #[default]
-    Auto,
-    /// With unreliable connections, which are all that Thunderbolt has; any other device can be tested with them.
-    Unreliable,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            shared_memory: true,
-            rdma: Rdma::Auto,
-            tcp: true,
-        }
-    }
-}
-
-impl FromStr for Config {
-    type Err = FabricError;
-
-    /// Reads `auto`, or what may carry the bytes, with commas: `shared-memory`, `rdma` or `rdma-unreliable`, `tcp`.
-    fn from_str(names: &str) -> Result<Self, FabricError> {
-        if names == "auto" {
-            return Ok(Self::default());
-        }
-        let mut config = Self {
-            shared_memory: false,
-            rdma: Rdma::Off,
-            tcp: false,
-        };
-        for name in names.split(',') {
-            match name {
-                "shared-memory" | "shm" => config.shared_memory = true,
-                "rdma" => config.rdma = Rdma::Auto,
-                "rdma-unreliable" => config.rdma = Rdma::Unreliable,
-                "tcp" => config.tcp = true,
-                _ => {
-                    return Err(FabricError::Invalid(format!(
-                        "`{name}` is no transport; there are auto, or some of shared-memory, rdma, rdma-unreliable \
-                         and tcp with commas between them"
-                    )));
-                }
-            }
-        }
-        Ok(config)
-    }
-}
+pub use crate::config::{Config, Rdma};
 
 /// Where rank 0 waits for the others.
 #[derive(Debug)]
@@ -143,10 +82,10 @@ impl Rendezvous {
     /// refused for its token or version; [`FabricError::RankLost`] for one that joined and left.
     pub fn accept(self, deadline: Instant) -> Result<Group, FabricError> {
         let started = Instant::now();
-        let (world, key) = (self.world, self.key);
+        let (world, config, own_key) = (self.world, &self.config, self.key.clone());
         let mut lobby = Lobby::new(self.listener, move |stream| {
             let deadline = deadline.min(Instant::now() + GREETING_TIME_MAX);
-            let mut channel = Channel::accept_for(stream, &key, Purpose::Rendezvous, deadline)?;
+            let mut channel = Channel::accept_for(stream, &own_key, Purpose::Rendezvous, deadline)?;
             let join = Join::decode(&channel.recv(Some(deadline))?)
                 .map_err(|reason| broke(&channel, reason))?;
             Ok((channel, join))
@@ -177,7 +116,7 @@ impl Rendezvous {
         .encode();
         let mut forming: Vec<Option<(Channel, Lead)>> = Vec::with_capacity(channels.len());
         for (index, mut channel) in channels.into_iter().enumerate() {
-            let lead = Lead::new(self.config);
+            let lead = Lead::new(config);
             channel
                 .send(&table)
                 .and_then(|()| channel.send(lead.offer()))
@@ -185,7 +124,7 @@ impl Rendezvous {
             forming.push(Some((channel, lead)));
         }
         let devices = Devices::default();
-        let mut peers: Vec<Option<(TcpStream, Ground)>> = (0..world).map(|_| None).collect();
+        let mut peers: Vec<Option<(Channel, Ground)>> = (0..world).map(|_| None).collect();
         while let Some(index) = first_to_speak(&forming, started, deadline)? {
             let (mut channel, lead) = forming[index].take().expect("it was waited for");
             let answer = channel
@@ -194,11 +133,16 @@ impl Rendezvous {
             let ground = lead
                 .conclude(&answer)
                 .map_err(|reason| broke(&channel, reason))?
-                .or_rdma(|| devices.lead(self.config, &mut channel, deadline))
+                .or_rdma(|| devices.lead(config, &mut channel, deadline))
                 .map_err(|error| of_rank(index + 1, error, started, CONNECTING))?;
-            peers[index + 1] = Some((channel.into_stream(), ground));
+            peers[index + 1] = Some((channel, ground));
         }
-        group(self.config, Rank(0), peers)?.choose_topology(deadline)
+        let terms = Terms {
+            config,
+            key: &self.key,
+            deadline,
+        };
+        group(terms, Rank(0), peers)?.choose_topology(deadline)
     }
 }
 
@@ -283,31 +227,31 @@ pub fn join_with(
         .map_err(|error| of_rank(0, error, started, JOINING))?;
 
     let devices = Devices::default();
-    let mut peers: Vec<Option<(TcpStream, Ground)>> = (0..world).map(|_| None).collect();
+    let mut peers: Vec<Option<(Channel, Ground)>> = (0..world).map(|_| None).collect();
     for below in 1..rank.index() {
         let address = in_scope_of(own, addresses[below - 1]);
         let name = format!("{} at {address}", Rank::at(below));
         let met = Channel::connect_for(address, &name, &key, Purpose::Mesh, deadline).and_then(
             |mut channel| {
-                let terms = (config, &devices);
+                let terms = (&config, &devices);
                 let ground = introduce(&mut channel, terms, group_id, rank, deadline)?;
-                Ok((channel.into_stream(), ground))
+                Ok((channel, ground))
             },
         );
         peers[below] = Some(met.map_err(|error| of_rank(below, error, started, CONNECTING))?);
     }
-    let lobby_devices = devices.clone();
+    let (own_key, own_config, own_devices) = (key.clone(), config.clone(), devices.clone());
     let mut lobby = Lobby::new(listener, move |stream| {
         let greeted_by = deadline.min(Instant::now() + GREETING_TIME_MAX);
-        let mut channel = Channel::accept_for(stream, &key, Purpose::Mesh, greeted_by)?;
-        let terms = (config, &lobby_devices);
+        let mut channel = Channel::accept_for(stream, &own_key, Purpose::Mesh, greeted_by)?;
+        let terms = (&own_config, &own_devices);
         let (from, ground) = welcome(&mut channel, terms, group_id, greeted_by, deadline)?;
         Ok((channel, from, ground))
     })?;
     while let Some(missing) = (rank.index() + 1..world).find(|above| peers[*above].is_none()) {
         match lobby.next(deadline)? {
             Some(Ok((channel, from, ground))) if from > rank && from.index() < world => {
-                peers[from.index()] = Some((channel.into_stream(), ground));
+                peers[from.index()] = Some((channel, ground));
             }
             Some(Ok((_, from, _))) => {
                 warn!(%from, "turned a rank away that should not connect here")
@@ -316,13 +260,18 @@ pub fn join_with(
             None => return Err(late(missing, started, CONNECTING)),
         }
     }
-    let (answer, ground) = Ground::seek(config, &offer);
+    let (answer, ground) = Ground::seek(&config, &offer);
     let ground = root
         .send(&answer)
-        .and_then(|()| ground.or_rdma(|| devices.follow(config, &mut root, deadline)))
+        .and_then(|()| ground.or_rdma(|| devices.follow(&config, &mut root, deadline)))
         .map_err(|error| of_rank(0, error, started, CONNECTING))?;
-    peers[0] = Some((root.into_stream(), ground));
-    group(config, rank, peers)?.choose_topology(deadline)
+    peers[0] = Some((root, ground));
+    let terms = Terms {
+        config: &config,
+        key: &key,
+        deadline,
+    };
+    group(terms, rank, peers)?.choose_topology(deadline)
 }
 
 /// Waits until a rank speaks or hangs up, and returns its place; nothing once all have spoken.
@@ -389,7 +338,7 @@ fn seat(seats: &mut [Option<(Channel, SocketAddr)>], mut channel: Channel, join:
 /// Says to a rank below who connects, and waits until it agrees.
 fn introduce(
     channel: &mut Channel,
-    (config, devices): (Config, &Devices),
+    (config, devices): (&Config, &Devices),
     group: [u8; KEY_BYTES],
     rank: Rank,
     deadline: Instant,
@@ -405,7 +354,7 @@ fn introduce(
 /// Hears from a rank above who connects, and agrees if it is of the same group.
 fn welcome(
     channel: &mut Channel,
-    (config, devices): (Config, &Devices),
+    (config, devices): (&Config, &Devices),
     group: [u8; KEY_BYTES],
     greeted_by: Instant,
     deadline: Instant,
@@ -421,23 +370,51 @@ fn welcome(
     Ok((Rank(u16::from_le_bytes(*rank)), ground))
 }
 
-/// Makes the group of connected streams.
+/// Makes the group of ranks that are connected.
+///
+/// Each two settle what is left to settle at the same time as all others: of many cables that do not answer, none is
+/// waited for after another.
 fn group(
-    config: Config,
+    terms: Terms<'_>,
     rank: Rank,
-    peers: Vec<Option<(TcpStream, Ground)>>,
+    peers: Vec<Option<(Channel, Ground)>>,
 ) -> Result<Group, FabricError> {
-    let (world, mut local_ranks) = (peers.len(), 1);
-    let mut lines = Vec::with_capacity(world);
-    for (index, peer) in peers.into_iter().enumerate() {
-        lines.push(match peer {
-            None => None,
-            Some((stream, ground)) => {
-                local_ranks += usize::from(ground.is_shared() || has_one_address(&stream));
-                Some((stream, ground.settle(config, rank, Rank::at(index))?))
+    let (world, started) = (peers.len(), Instant::now());
+    let settle = |index: usize, (mut channel, ground): (Channel, Ground)| {
+        // As before, when memory was offered.
+        let leads = rank == Rank(0) || (1..rank.index()).contains(&index);
+        let peer = Rank::at(index);
+        let road = ground.settle(rank, peer, |why| {
+            terms
+                .agree(&mut channel, leads, peer, why)
+                .map_err(|error| of_rank(index, error, started, CONNECTING))
+        })?;
+        Ok::<_, FabricError>((channel.into_stream(), road))
+    };
+    let span = Span::current();
+    let mut lines: Vec<Option<(TcpStream, Road)>> = (0..world).map(|_| None).collect();
+    let (tell, settled) = mpsc::channel();
+    thread::scope(|scope| {
+        for (index, peer) in peers.into_iter().enumerate() {
+            let (settle, span, tell) = (&settle, &span, tell.clone());
+            if let Some(peer) = peer {
+                scope.spawn(move || {
+                    let outcome = span.in_scope(|| settle(index, peer));
+                    let _one_may_have_failed = tell.send((index, outcome));
+                });
             }
-        });
-    }
+        }
+        drop(tell);
+        // The first that fails names the rank: the others may have given up because of it.
+        for (index, outcome) in settled {
+            lines[index] = Some(outcome?);
+        }
+        Ok::<_, FabricError>(())
+    })?;
+    let is_local = |(stream, road): &&(TcpStream, Road)| {
+        matches!(road, Road::Shared(_)) || has_one_address(stream)
+    };
+    let local_ranks = 1 + lines.iter().flatten().filter(is_local).count();
     info!(%rank, world, local_ranks, "group formed");
     Ok(Group::new(
         rank,
@@ -492,6 +469,7 @@ fn late(index: usize, started: Instant, doing: &'static str) -> FabricError {
         rank: Rank::at(index),
         waited_ms,
         doing,
+        cable: None,
     }
 }
 
@@ -511,12 +489,6 @@ const GREETING_TIME_MAX: Duration = Duration::from_secs(5);
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn check(names: &str, expected: Option<(bool, Rdma, bool)>) {
-        let found = names.parse::<Config>().ok();
-        let found = found.map(|config| (config.shared_memory, config.rdma, config.tcp));
-        assert_eq!(found, expected, "{names}");
-    }
 
     /// Joins as far as the table, and no further.
     fn seated(rendezvous: SocketAddr, rank: u16, key: &Key, deadline: Instant) -> Channel {
@@ -539,7 +511,7 @@ mod tests {
         let listen = "127.0.0.1:0".parse().expect("an address");
         let rendezvous = Rendezvous::bind(listen, 3, key.clone()).expect("a free port");
         let address = rendezvous.local_addr();
-        let root = std::thread::spawn(move || rendezvous.accept(deadline));
+        let root = thread::spawn(move || rendezvous.accept(deadline));
         // Rank 1 is up, and waits for rank 2.
         let mut first = seated(address, 1, &key, deadline);
         let mut second = seated(address, 2, &key, deadline);
@@ -554,18 +526,5 @@ mod tests {
             .expect("a rank is gone");
         assert_eq!(error.lost_rank(), Some(Rank(2)), "{error}");
         drop(first);
-    }
-
-    #[test]
-    fn transports_are_read_by_name() {
-        check("auto", Some((true, Rdma::Auto, true)));
-        check("tcp", Some((false, Rdma::Off, true)));
-        check("shm", Some((true, Rdma::Off, false)));
-        check("rdma", Some((false, Rdma::Auto, false)));
-        check("rdma-unreliable,tcp", Some((false, Rdma::Unreliable, true)));
-        check("shared-memory,rdma,tcp", Some((true, Rdma::Auto, true)));
-        for wrong in ["", "tcp,", "infiniband", "auto,tcp"] {
-            check(wrong, None);
-        }
     }
 }

@@ -61,14 +61,16 @@ impl Moving {
         }
     }
 
-    /// Returns the peer whose frame has not moved for the longest, and since when: `now`, if nobody has slept on it.
-    pub(crate) fn stillest(&self, now: Instant) -> Option<(Instant, usize)> {
+    /// Returns the peer whose frame has not moved for the longest, since when (`now`, if nobody has slept on it), and whether
+    /// it is one that comes.
+    pub(crate) fn stillest(&self, now: Instant) -> Option<(Instant, usize, bool)> {
         let recvs = self.recvs.iter().filter(|recv| !recv.is_done());
-        let recvs = recvs.map(|recv| (recv.still_since, recv.peer));
+        let recvs = recvs.map(|recv| (recv.still_since, recv.peer, true));
         let sends = self.sends.iter().filter(|send| !send.is_done());
-        let sends = sends.map(|send| (send.still_since, send.peer));
+        let sends = sends.map(|send| (send.still_since, send.peer, false));
         let all = recvs.chain(sends);
-        all.map(|(since, peer)| (since.unwrap_or(now), peer)).min()
+        all.map(|(since, peer, comes)| (since.unwrap_or(now), peer, comes))
+            .min()
     }
 
     fn clear(&mut self) {
@@ -85,8 +87,12 @@ pub(crate) enum Cause {
     Lost { peer: usize, reason: String },
     /// A peer told that the group is over.
     Aborted(Abort),
-    /// A peer moved nothing for the whole timeout.
-    Silent { peer: usize, waited: Duration },
+    /// A peer moved nothing for the whole timeout, over the cable whose turn it was if there are several.
+    Silent {
+        peer: usize,
+        waited: Duration,
+        cable: Option<String>,
+    },
     /// A peer sent what it must not send now.
     Broken { peer: usize, reason: String },
     /// The operating system would not let us wait.
@@ -267,14 +273,19 @@ impl Wire {
         }
         moving.slept_since.get_or_insert(now);
         let stillest = moving.stillest(now);
-        let (since, peer) = stillest.expect("something is left to do when a rank sleeps");
+        let (since, peer, comes) = stillest.expect("something is left to do when a rank sleeps");
         let waited = now.duration_since(since);
         let Some(left) = self
             .timeout
             .checked_sub(waited)
             .filter(|left| !left.is_zero())
         else {
-            return Err(Cause::Silent { peer, waited });
+            let cable = self.links.turn(peer, comes).map(str::to_owned);
+            return Err(Cause::Silent {
+                peer,
+                waited,
+                cable,
+            });
         };
         let interests = &mut moving.interests;
         interests.retain(|interest| interest.read || interest.write);

@@ -16,7 +16,12 @@ const LENS: [usize; 3] = [16, 1 << 10, 1 << 20];
 #[test]
 fn reductions_allocate_nothing_once_buffers_have_grown() {
     let _profiler = dhat::Profiler::builder().testing().build();
-    for links in [Links::InProcess, Links::Tcp, Links::SharedMemory] {
+    for links in [
+        Links::InProcess,
+        Links::Tcp,
+        Links::Striped,
+        Links::SharedMemory,
+    ] {
         check(links, 2, Topology::Mesh);
         check(links, 4, Topology::Mesh);
         check(links, 4, Topology::Ring);

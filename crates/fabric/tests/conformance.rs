@@ -6,7 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use common::{
-    Links, MIXED_APART, PATIENT, bits, everywhere, groups, on_each, shares, tcp_groups, values,
+    CABLES, Links, MIXED_APART, PATIENT, bits, everywhere, groups, on_each, shares, tcp_groups,
+    values,
 };
 use shoal_fabric::{FabricError, Group, Rank, Transport, solo};
 
@@ -23,7 +24,7 @@ fn a_group_says_what_carries_its_bytes() {
             let expected = |peer: Rank| {
                 (peer != own && peer.index() < world).then(|| match links {
                     Links::InProcess => Transport::InProcess,
-                    Links::Tcp => Transport::Tcp,
+                    Links::Tcp | Links::Striped => Transport::Tcp,
                     Links::Mixed if [own, peer].contains(&MIXED_APART) => Transport::Tcp,
                     Links::Mixed | Links::SharedMemory => Transport::SharedMemory,
                     Links::Rdma | Links::RdmaUnreliable => Transport::Rdma,
@@ -32,6 +33,12 @@ fn a_group_says_what_carries_its_bytes() {
             for peer in ranks() {
                 let found = group.transport(peer);
                 assert_eq!(found, expected(peer), "{links:?}, {own} to {peer}");
+                let cables = match (links, found) {
+                    (_, None) => 0,
+                    (Links::Striped, _) if cfg!(target_os = "linux") => CABLES.len(),
+                    _ => 1,
+                };
+                assert_eq!(group.cables(peer), cables, "{links:?}, {own} to {peer}");
             }
         }
     });
@@ -342,6 +349,12 @@ fn a_rank_that_stalls_is_named_by_all() {
                     .any(|error| matches!(error, FabricError::Timeout { .. })),
                 "{links:?}: {errors:?}"
             );
+            let names_cable = |error: &FabricError| {
+                let is_timeout = matches!(error, FabricError::Timeout { .. });
+                !is_timeout || error.to_string().contains(" over the cable from 127.0.0.")
+            };
+            let is_striped = matches!(links, Links::Striped) && cfg!(target_os = "linux");
+            assert!(!is_striped || errors.iter().all(names_cable), "{errors:?}");
         }
     });
 }

@@ -43,11 +43,16 @@ pub(crate) fn hub() -> HubConfig {
 }
 
 /// `SHOAL_TRANSPORT`, or whatever two ranks have in common: set for `shoal node` as well, or the other end may not agree.
+/// `SHOAL_INTERFACES` are those of this machine that may carry bytes over TCP.
 pub(crate) fn transport() -> Result<tcp::Config> {
-    match text("SHOAL_TRANSPORT")? {
-        Some(name) => Ok(name.parse().context("reading SHOAL_TRANSPORT")?),
-        None => Ok(tcp::Config::default()),
+    let mut config = match text("SHOAL_TRANSPORT")? {
+        Some(name) => name.parse().context("reading SHOAL_TRANSPORT")?,
+        None => tcp::Config::default(),
+    };
+    if let Some(list) = text("SHOAL_INTERFACES")? {
+        config.interfaces = list.parse().context("reading SHOAL_INTERFACES")?;
     }
+    Ok(config)
 }
 
 /// What `mlx.launch` says of this process, in words, if it started it: `MLX_RANK` and what belongs to it, or `JACCL_RANK`.

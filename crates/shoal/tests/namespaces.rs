@@ -201,6 +201,93 @@ fn a_reply_ends_with_the_name_of_the_machine_that_was_lost_on_the_way() {
     }
 }
 
+#[test]
+fn two_cables_carry_a_link_together_unless_one_is_left_out() {
+    let Some(network) = Network::with_cables(2, 2) else {
+        return;
+    };
+    let lab = Lab::new(&network);
+    let _node = lab.node(1);
+    for (host, cable) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        network.limit_on(host, cable, "200mbit");
+    }
+    // Bytes that both hosts send over each cable while a link is tested.
+    let tested = |interfaces: &[&str]| {
+        let sent = || [0, 1].map(|cable| [0, 1].map(|host| network.bytes_sent(host, cable)));
+        let before = sent();
+        let mut args = lab.test(&["4K,1M"], 1);
+        args.extend(interfaces.iter().map(|word| (*word).to_owned()));
+        let outcome = lab.outcome(&args);
+        let after = sent();
+        let grown = |cable: usize| [0, 1].map(|host| after[cable][host] - before[cable][host]);
+        (outcome, [0, 1].map(grown))
+    };
+    // Whatever else is said on a cable, the network's own neighbourly words and the orders to the node, is less.
+    const FEW: u64 = 256 << 10;
+
+    let (outcome, [first, second]) = tested(&[]);
+    assert_eq!(outcome["links"][0]["cables"], 2, "{outcome}");
+    assert_eq!(outcome["correctness"]["wrong"], 0, "{outcome}");
+    for (one, other) in first.into_iter().zip(second) {
+        assert!(one > FEW && other > FEW, "{first:?} and {second:?} bytes");
+        let share = one as f64 / (one + other) as f64;
+        assert!(
+            (0.4..0.6).contains(&share),
+            "{first:?} and {second:?} bytes"
+        );
+    }
+
+    let (outcome, [first, second]) = tested(&["--interfaces", "^eth1"]);
+    assert_eq!(outcome["links"][0]["cables"], 1, "{outcome}");
+    assert!(first.iter().all(|bytes| *bytes > FEW), "{first:?}");
+    assert!(second.iter().all(|bytes| *bytes < FEW), "{second:?}");
+
+    // The ranks still find each other by the first.
+    let (outcome, [first, second]) = tested(&["--interfaces", "eth1"]);
+    assert_eq!(outcome["links"][0]["cables"], 1, "{outcome}");
+    assert_eq!(outcome["correctness"]["wrong"], 0, "{outcome}");
+    assert!(first.iter().all(|bytes| *bytes < FEW), "{first:?}");
+    assert!(second.iter().all(|bytes| *bytes > FEW), "{second:?}");
+
+    let (outcome, _) = tested(&["--interfaces", "^eth*"]);
+    let error = outcome["error"].as_str().expect("a reason");
+    let says = ["rank 1", "10.77.0.1 on eth0", "SHOAL_INTERFACES"];
+    assert!(says.iter().all(|word| error.contains(word)), "{error}");
+}
+
+#[test]
+fn a_cell_survives_the_loss_of_one_cable_of_two() {
+    let Some(network) = Network::with_cables(2, 2) else {
+        return;
+    };
+    let lab = Lab::new(&network);
+    let _node = lab.node(1);
+    let cell = lab.serve(1, &["--step-timeout", "3"]);
+    for cable in [0, 1] {
+        // So slow that a reply takes longer than the test.
+        network.limit_on(1, cable, "200kbit");
+    }
+    let before = network.bytes_sent(1, 1);
+    let mut stream = network.inside(0, || lab.begin_reply(&cell));
+    eventually("the second cable carries the reply", || {
+        network.bytes_sent(1, 1) - before > 32 << 10
+    });
+    network.harm(Harm::SecondCable(1));
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).expect("the stream ends");
+    assert!(
+        rest.contains("\"error\"") && rest.contains("rank 1"),
+        "{rest}"
+    );
+    // Over the one that is left.
+    eventually("the cell is ready again", || {
+        network
+            .inside(0, || cell.health())
+            .starts_with("HTTP/1.1 200")
+    });
+    assert!(lab.complete(&cell).starts_with("HTTP/1.1 200"));
+}
+
 /// A home, a token, and hosts to run `shoal` on.
 struct Lab<'a> {
     network: &'a Network,

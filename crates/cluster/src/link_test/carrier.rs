@@ -19,14 +19,15 @@ pub enum Carrier {
 
 impl Carrier {
     /// Returns how the group has to be formed, where it is `usual`ly formed like that.
-    pub(crate) fn config(self, usual: Config) -> Config {
+    pub(crate) fn config(self, usual: &Config) -> Config {
         let alone = |shared_memory, rdma, tcp| Config {
             shared_memory,
             rdma,
             tcp,
+            interfaces: usual.interfaces.clone(),
         };
         match self {
-            Self::Auto => usual,
+            Self::Auto => usual.clone(),
             Self::Tcp => alone(false, Rdma::Off, true),
             Self::SharedMemory => alone(true, Rdma::Off, false),
             Self::Rdma => alone(false, Rdma::Auto, false),

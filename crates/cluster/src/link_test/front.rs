@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use shoal_fabric::{Key, Rank};
+use shoal_fabric::{Interfaces, Key, Rank};
 use thiserror::Error;
 
 use super::report::{Event, Report};
@@ -37,6 +37,8 @@ pub struct LinkTestConfig {
     pub plan: Plan,
     /// What shall carry the bytes.
     pub carrier: Carrier,
+    /// Over which interfaces of this machine; nothing leaves that to its environment.
+    pub interfaces: Option<Interfaces>,
     /// Longest time for the ranks to find each other.
     pub join_timeout: Duration,
     /// Longest silence of a rank before it counts as lost; more than 10 s, since ranks also wait for each other's turns.
@@ -178,6 +180,7 @@ impl Conductor {
             listen: SocketAddr::new(listen, 0),
             plan: self.config.plan.clone(),
             carrier: self.config.carrier,
+            interfaces: self.config.interfaces.as_ref().map(Interfaces::to_string),
         };
         let (process, stdout) =
             RankProcess::spawn_telling(&self.program, &self.launch(0, &key, root))?;

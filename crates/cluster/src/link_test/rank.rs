@@ -41,7 +41,7 @@ pub enum LinkRankError {
 pub fn run_rank(
     launch: &RankLaunch,
     role: &LinkTestRole,
-    usual: tcp::Config,
+    usual: &tcp::Config,
     out: &mut dyn Write,
 ) -> Result<(), LinkRankError> {
     let joined_by = Instant::now() + Duration::from_millis(launch.join_timeout_ms);
@@ -52,14 +52,19 @@ pub fn run_rank(
             listen,
             plan,
             carrier,
+            interfaces,
         } => {
             let world = launch.world.into();
+            let mut links = carrier.config(usual);
+            if let Some(interfaces) = interfaces {
+                links.interfaces = interfaces.parse()?;
+            }
             let mut teller = Teller::new(Some(out), plan.verbose);
             let report = tcp::Rendezvous::bind(*listen, world, key)
                 .map_err(LinkRankError::from)
                 .and_then(|rendezvous| {
                     lead(
-                        rendezvous.with(carrier.config(usual)),
+                        rendezvous.with(links),
                         joined_by,
                         silence_max,
                         plan,

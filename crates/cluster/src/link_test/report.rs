@@ -88,6 +88,8 @@ pub struct LinkReport {
     pub to: u16,
     /// What carries its bytes: `tcp`, `rdma` or `shared memory`.
     pub transport: String,
+    /// How many cables carry its bytes: several where a link over TCP is striped.
+    pub cables: usize,
     /// 4 KiB sent there and 4 KiB sent back.
     pub round_trip_4kib_us: Spread,
     /// Size of the messages in both directions.

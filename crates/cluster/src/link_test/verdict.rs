@@ -173,14 +173,18 @@ fn network(report: &Report, kind: &Kind) -> Verdict {
         return verdict(Grade::Healthy, kind, summary, &[]);
     };
     let (name, percent) = (kind.name, 100.0 * rate / line);
+    let each = match slowest.cables {
+        1 => String::new(),
+        cables => format!(" on each of {cables} cables"),
+    };
     if rate < FULL * line {
         let summary = format!(
-            "the links are whole and slow: {rate:.3} GB/s, too fast for the next slower kind and {percent:.0} % of {name}"
+            "the links are whole and slow: {rate:.3} GB/s{each}, too fast for the next slower kind and {percent:.0} % of {name}"
         );
         return verdict(Grade::Slow, kind, summary, LOW);
     }
     let summary = format!(
-        "the links are healthy for {name}: {rate:.3} GB/s each way, {percent:.0} % of what it carries"
+        "the links are healthy for {name}: {rate:.3} GB/s each way{each}, {percent:.0} % of what it carries"
     );
     verdict(Grade::Healthy, kind, summary, FASTER)
 }
@@ -194,14 +198,17 @@ fn verdict(grade: Grade, kind: &Kind, summary: String, advice: &[&str]) -> Verdi
     }
 }
 
-/// The peak of every direction that carried messages large enough to show it.
+/// The peak on a cable, of every direction that carried messages large enough to show it.
 fn rates<'a>(links: impl Iterator<Item = &'a LinkReport>) -> impl Iterator<Item = f64> {
     let large = links.filter(|link| is_large(link));
-    large.flat_map(|link| [link.there.peak_gb_per_s, link.back.peak_gb_per_s])
+    large.flat_map(|link| {
+        let peaks = [link.there.peak_gb_per_s, link.back.peak_gb_per_s];
+        peaks.map(|peak| peak / link.cables as f64)
+    })
 }
 
 fn lower_rate(link: &LinkReport) -> f64 {
-    link.there.peak_gb_per_s.min(link.back.peak_gb_per_s)
+    link.there.peak_gb_per_s.min(link.back.peak_gb_per_s) / link.cables as f64
 }
 
 fn is_large(link: &LinkReport) -> bool {
@@ -273,6 +280,7 @@ mod tests {
             from: 0,
             to,
             transport: TCP.to_owned(),
+            cables: 1,
             round_trip_4kib_us: spread(us),
             message_bytes: 16 << 20,
             there: direction(there),

@@ -23,6 +23,7 @@ use super::pair::QueuePair;
 use crate::channel::Channel;
 use crate::error::FabricError;
 use crate::key::random_bytes;
+use crate::talk::Talk;
 use crate::tcp::{Config, Rdma};
 
 /// The RDMA devices of this machine, looked for when they are first wanted.
@@ -54,11 +55,11 @@ impl Devices {
     /// When the connection fails, or what the other end says cannot be read.
     pub(crate) fn lead(
         &self,
-        config: Config,
+        config: &Config,
         channel: &mut Channel,
         deadline: Instant,
     ) -> Result<Agreement, FabricError> {
-        let mut talk = Talk { channel, deadline };
+        let mut talk = Talk::new(channel, deadline, "RDMA");
         let devices = match self.look(config.rdma) {
             Ok(devices) => devices,
             Err(reason) => return talk.decline(reason),
@@ -113,13 +114,13 @@ impl Devices {
     /// When the connection fails, or what the other end says cannot be read.
     pub(crate) fn follow(
         &self,
-        config: Config,
+        config: &Config,
         channel: &mut Channel,
         deadline: Instant,
     ) -> Result<Agreement, FabricError> {
         let near = channel.local_addr()?.ip();
         let far = channel.peer_addr().ip();
-        let mut talk = Talk { channel, deadline };
+        let mut talk = Talk::new(channel, deadline, "RDMA");
         let theirs = match talk.hear()? {
             Ok(offer) => talk.understand(Candidates::decode(&offer))?,
             Err(reason) => return Ok(Err(reason)),
@@ -174,7 +175,12 @@ impl Devices {
 impl Devices {
     /// Waits for the first message: until the deadline where nothing else may carry the bytes. Where TCP may, each wait in vain
     /// halves the next, for all of them together must not take as long as a group may take to form.
-    fn hear_hello(&self, flow: &mut Flow, config: Config, deadline: Instant) -> Result<(), String> {
+    fn hear_hello(
+        &self,
+        flow: &mut Flow,
+        config: &Config,
+        deadline: Instant,
+    ) -> Result<(), String> {
         let patience = HELLO_TIME_MAX / (1 << self.in_vain.load(Ordering::Relaxed).min(6));
         let until = match config.tcp {
             true => deadline.min(Instant::now() + patience),
@@ -194,49 +200,6 @@ fn connect(pair: &mut QueuePair, peer: &Endpoint) -> Result<(), String> {
             peer.ip
         )
     })
-}
-
-/// One side of the conversation.
-struct Talk<'a> {
-    channel: &'a mut Channel,
-    deadline: Instant,
-}
-
-impl Talk<'_> {
-    fn say(&mut self, words: &[u8]) -> Result<(), FabricError> {
-        self.channel.send(&[&[YES], words].concat())
-    }
-
-    fn decline(&mut self, reason: String) -> Result<Agreement, FabricError> {
-        self.channel.send(&[&[NO], reason.as_bytes()].concat())?;
-        Ok(Err(reason))
-    }
-
-    /// Returns what the other end says, or why it will not.
-    fn hear(&mut self) -> Result<Result<Vec<u8>, String>, FabricError> {
-        let mut message = self.channel.recv(Some(self.deadline))?;
-        match message.first() {
-            Some(&YES) => Ok(Ok(message.split_off(1))),
-            Some(&NO) => {
-                let reason = String::from_utf8_lossy(&message[1..]);
-                let reason: String = reason.chars().take(REASON_CHARS_MAX).collect();
-                Ok(Err(format!("the peer says: {reason}")))
-            }
-            _ => Err(self.broken()),
-        }
-    }
-
-    fn understand<T>(&self, heard: Option<T>) -> Result<T, FabricError> {
-        heard.ok_or_else(|| self.broken())
-    }
-
-    fn broken(&self) -> FabricError {
-        FabricError::Protocol {
-            rank: None,
-            peer: self.channel.peer_addr().to_string(),
-            reason: "what it says about RDMA makes no sense".to_owned(),
-        }
-    }
 }
 
 fn addresses(devices: &[Arc<Device>]) -> Vec<(&Arc<Device>, Address)> {
@@ -282,9 +245,6 @@ fn random_psn() -> u32 {
     u32::from_le_bytes([a, b, c, d])
 }
 
-const NO: u8 = 0;
-const YES: u8 = 1;
-const REASON_CHARS_MAX: usize = 200;
 /// How long the first message may take before TCP is used instead.
 const HELLO_TIME_MAX: Duration = Duration::from_secs(4);
 

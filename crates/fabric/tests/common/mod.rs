@@ -2,16 +2,19 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use shoal_fabric::tcp::{self, Config, Rdma, Rendezvous};
-use shoal_fabric::{FabricError, Group, Key, Rank, in_process};
+use shoal_fabric::{FabricError, Group, Interfaces, Key, Rank, in_process};
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Links {
     InProcess,
     Tcp,
+    /// Each link over as many addresses as this machine has for it.
+    Striped,
     SharedMemory,
     /// All but one rank share memory.
     Mixed,
@@ -22,6 +25,8 @@ pub(crate) enum Links {
 
 /// Of the mixed links.
 pub(crate) const MIXED_APART: Rank = Rank(1);
+/// Of the striped links; Linux has all of them on loopback, others leave out what they do not have.
+pub(crate) const CABLES: [[u8; 4]; 3] = [[127, 0, 0, 1], [127, 0, 0, 2], [127, 0, 0, 3]];
 pub(crate) const PATIENT: Duration = Duration::from_secs(60);
 
 /// Where `SHOAL_TEST_RDMA` says `rc` or `uc`, there must be a device, and the tests run over that alone.
@@ -38,6 +43,7 @@ fn kinds() -> &'static [Links] {
         Err(_) => &[
             Links::InProcess,
             Links::Tcp,
+            Links::Striped,
             Links::SharedMemory,
             Links::Mixed,
         ],
@@ -49,9 +55,14 @@ pub(crate) fn groups(links: Links, world: usize, timeout: Duration) -> Vec<Group
         shared_memory: false,
         rdma,
         tcp: false,
+        interfaces: Interfaces::USUAL,
     };
     let config = |rank| match links {
         Links::InProcess | Links::Tcp => shares(false),
+        Links::Striped => Config {
+            interfaces: Interfaces::listed(&CABLES.map(IpAddr::from)),
+            ..shares(false)
+        },
         Links::SharedMemory => shares(true),
         Links::Mixed => shares(rank != MIXED_APART),
         Links::Rdma => over(Rdma::Auto),
@@ -69,6 +80,7 @@ pub(crate) fn shares(shared_memory: bool) -> Config {
         shared_memory,
         rdma: Rdma::Off,
         tcp: true,
+        interfaces: Interfaces::USUAL,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Flags of `shoal fabric`.
 
 use clap::{Args, Subcommand, ValueEnum};
+use shoal_fabric::{FabricError, Interfaces};
 
 use super::{DiscoverArgs, MachineArgs};
 
@@ -29,6 +30,9 @@ pub(crate) struct LinkTestArgs {
     /// What carries the bytes: auto takes shared memory where two ranks are on one machine, then RDMA, then TCP.
     #[arg(long, value_enum, default_value_t = TransportArg::Auto)]
     pub(crate) transport: TransportArg,
+    /// Interfaces of this machine that may carry bytes over TCP, such as en5,en6; with ^ in front, those that may not.
+    #[arg(long, value_name = "NAME,…", value_parser = interfaces)]
+    pub(crate) interfaces: Option<Interfaces>,
     /// Sizes to 16 MiB and 5 rounds.
     #[arg(long, conflicts_with = "stress")]
     pub(crate) quick: bool,
@@ -65,6 +69,10 @@ pub(crate) enum TransportArg {
     SharedMemory,
     /// RDMA devices, and nothing else.
     Rdma,
+}
+
+fn interfaces(list: &str) -> Result<Interfaces, String> {
+    list.parse().map_err(|error: FabricError| error.to_string())
 }
 
 /// Takes bytes, or KiB, MiB, GiB with a letter.

@@ -80,6 +80,7 @@ fn config(args: &LinkTestArgs) -> Result<LinkTestConfig> {
             TransportArg::SharedMemory => Carrier::SharedMemory,
             TransportArg::Rdma => Carrier::Rdma,
         },
+        interfaces: args.interfaces.clone(),
         join_timeout: JOIN_TIMEOUT,
         silence_max: SILENCE_MAX,
     })
@@ -215,7 +216,10 @@ impl Outcome {
                 (link.to, link.from, link.back),
             ];
             for (from, to, rate) in ways {
-                let what = format!("rank {from} → rank {to}, {}", size(link.message_bytes));
+                let mut what = format!("rank {from} → rank {to}, {}", size(link.message_bytes));
+                if link.cables > 1 {
+                    what += &format!(", {} cables", link.cables);
+                }
                 text += &format!(
                     "{what:<37} {:>24.3} {:>8.3}\n",
                     rate.average_gb_per_s, rate.peak_gb_per_s

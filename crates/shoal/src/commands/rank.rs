@@ -25,7 +25,7 @@ pub(crate) fn rank(args: &RankArgs) -> Result<()> {
     match launch.task.clone() {
         TaskLaunch::Model(role) => run_rank(config(launch, role, links)?)?,
         TaskLaunch::LinkTest(role) => {
-            link_test::run_rank(&launch, &role, links, &mut std::io::stdout())?;
+            link_test::run_rank(&launch, &role, &links, &mut std::io::stdout())?;
         }
     }
     Ok(())

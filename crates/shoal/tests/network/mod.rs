@@ -1,4 +1,4 @@
-//! Hosts with addresses of their own on one machine: network namespaces, joined by a bridge in a namespace of its own.
+//! Hosts with addresses of their own on one machine: network namespaces, joined by bridges in a namespace of its own.
 //!
 //! Nothing has a name outside: a namespace is held by a process that reads from this one, and ends with it, however that
 //! ends. Each host also has its own host name, `/sys` and `/dev/shm`, so that ranks on two hosts share no memory.
@@ -10,7 +10,7 @@ use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// Hosts on one network, each with the interface `eth0`.
+/// Hosts on one network or several, each with an interface `eth0`, `eth1` and so on for each.
 pub(crate) struct Network {
     switch: Namespace,
     hosts: Vec<Namespace>,
@@ -19,8 +19,10 @@ pub(crate) struct Network {
 /// What breaks a network.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Harm {
-    /// A host's cable is pulled.
+    /// A host's cable is pulled, the one to the first network.
     Cable(usize),
+    /// The one to the second.
+    SecondCable(usize),
     /// What one host sends to another is lost, in this direction alone.
     Way { from: usize, to: usize },
 }
@@ -31,7 +33,12 @@ struct Namespace(Child);
 impl Network {
     /// Makes `hosts` hosts, or says why it cannot, aloud; with `SHOAL_REQUIRE_NETNS=1` that is a failure.
     pub(crate) fn of(hosts: usize) -> Option<Self> {
-        match Self::make(hosts) {
+        Self::with_cables(hosts, 1)
+    }
+
+    /// The same, of hosts that are on so many networks.
+    pub(crate) fn with_cables(hosts: usize, cables: usize) -> Option<Self> {
+        match Self::make(hosts, cables) {
             Ok(network) => Some(network),
             Err(reason) => {
                 assert!(
@@ -46,41 +53,67 @@ impl Network {
         }
     }
 
-    fn make(hosts: usize) -> Result<Self, String> {
+    fn make(hosts: usize, cables: usize) -> Result<Self, String> {
         let network = Self {
             switch: Namespace::new("switch")?,
             hosts: (0..hosts)
                 .map(|host| Namespace::new(&format!("host{host}")))
                 .collect::<Result<_, _>>()?,
         };
-        network.switch.run("ip link add br0 type bridge")?;
-        network.switch.run("ip link set br0 up")?;
-        for (at, host) in network.hosts.iter().enumerate() {
-            let pid = host.0.id();
-            network.switch.run(&format!(
-                "ip link add port{at} type veth peer name eth0 netns {pid}"
-            ))?;
-            network
-                .switch
-                .run(&format!("ip link set port{at} master br0 up"))?;
-            host.run(&format!("ip address add {}/24 dev eth0", Self::ip(at)))?;
-            host.run("ip link set eth0 up")?;
+        for cable in 0..cables {
+            network.lay(cable)?;
         }
         // The system tells of a link a moment after it is there.
         let is_up = |host: &Namespace| {
-            let state = host
-                .enter()
-                .args(["cat", "/sys/class/net/eth0/operstate"])
-                .output();
-            state.is_ok_and(|state| state.stdout == b"up\n")
+            (0..cables).all(|cable| {
+                let state = format!("/sys/class/net/eth{cable}/operstate");
+                let state = host.enter().args(["cat", &state]).output();
+                state.is_ok_and(|state| state.stdout == b"up\n")
+            })
         };
         crate::common::eventually("all links are up", || network.hosts.iter().all(is_up));
         Ok(network)
     }
 
-    /// The address of a host.
+    /// Joins the hosts by one more network.
+    fn lay(&self, cable: usize) -> Result<(), String> {
+        self.switch
+            .run(&format!("ip link add br{cable} type bridge"))?;
+        self.switch.run(&format!("ip link set br{cable} up"))?;
+        for (at, host) in self.hosts.iter().enumerate() {
+            let (pid, port) = (host.0.id(), Self::port(at, cable));
+            self.switch.run(&format!(
+                "ip link add {port} type veth peer name eth{cable} netns {pid}"
+            ))?;
+            self.switch
+                .run(&format!("ip link set {port} master br{cable} up"))?;
+            let ip = Self::ip_on(at, cable);
+            host.run(&format!("ip address add {ip}/24 dev eth{cable}"))?;
+            host.run(&format!("ip link set eth{cable} up"))?;
+        }
+        Ok(())
+    }
+
+    /// The address of a host on the first network.
     pub(crate) fn ip(host: usize) -> String {
-        format!("10.77.0.{}", host + 1)
+        Self::ip_on(host, 0)
+    }
+
+    pub(crate) fn ip_on(host: usize, cable: usize) -> String {
+        format!("10.77.{cable}.{}", host + 1)
+    }
+
+    /// The switch's end of a cable.
+    fn port(host: usize, cable: usize) -> String {
+        format!("port{host}-{cable}")
+    }
+
+    /// How many bytes a host has sent over one of its cables.
+    pub(crate) fn bytes_sent(&self, host: usize, cable: usize) -> u64 {
+        let count = format!("/sys/class/net/eth{cable}/statistics/tx_bytes");
+        let output = self.hosts[host].enter().args(["cat", &count]).output();
+        let count = String::from_utf8(output.expect("nsenter runs").stdout).expect("a number");
+        count.trim().parse().expect("a number")
     }
 
     /// Makes `command` run on a host.
@@ -117,7 +150,8 @@ impl Network {
     /// Does harm to the network.
     pub(crate) fn harm(&self, harm: Harm) {
         match harm {
-            Harm::Cable(host) => self.switch.must(&format!("ip link set port{host} down")),
+            Harm::Cable(host) => self.switch(host, 0, "down"),
+            Harm::SecondCable(host) => self.switch(host, 1, "down"),
             // Whatever one sends to the other goes to an address that nobody has.
             Harm::Way { from, to } => self.hosts[from].must(&format!(
                 "ip neighbour replace {} lladdr 02:00:00:00:00:ff dev eth0 nud permanent",
@@ -129,17 +163,27 @@ impl Network {
     /// Undoes it.
     pub(crate) fn heal(&self, harm: Harm) {
         match harm {
-            Harm::Cable(host) => self.switch.must(&format!("ip link set port{host} up")),
+            Harm::Cable(host) => self.switch(host, 0, "up"),
+            Harm::SecondCable(host) => self.switch(host, 1, "up"),
             Harm::Way { from, to } => {
                 self.hosts[from].must(&format!("ip neighbour delete {} dev eth0", Self::ip(to)));
             }
         }
     }
 
+    fn switch(&self, host: usize, cable: usize, state: &str) {
+        let port = Self::port(host, cable);
+        self.switch.must(&format!("ip link set {port} {state}"));
+    }
+
     /// Bounds what a host sends.
     pub(crate) fn limit(&self, host: usize, rate: &str) {
+        self.limit_on(host, 0, rate);
+    }
+
+    pub(crate) fn limit_on(&self, host: usize, cable: usize, rate: &str) {
         self.hosts[host].must(&format!(
-            "tc qdisc replace dev eth0 root tbf rate {rate} burst 32kb latency 400ms"
+            "tc qdisc replace dev eth{cable} root tbf rate {rate} burst 32kb latency 400ms"
         ));
     }
 
