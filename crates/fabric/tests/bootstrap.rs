@@ -5,8 +5,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use shoal_fabric::tcp::{self, Rendezvous};
-use shoal_fabric::{FabricError, Group, Key, Rank};
+use shoal_fabric::tcp::{self, Config, Rendezvous};
+use shoal_fabric::{FabricError, Group, Interfaces, Key, Rank};
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)
@@ -141,6 +141,52 @@ fn a_rank_that_is_there_already_is_refused() {
         );
         assert_eq!((joined.len(), refused), (1, vec![reason]));
         assert!(last.is_ok() && root.join().expect("no panic").is_ok());
+    });
+}
+
+#[test]
+fn a_cable_that_cannot_be_had_is_left_out() {
+    let (rendezvous, address) = open(2);
+    // An address that is nobody's, and so not this machine's either.
+    let cables = ["127.0.0.1", "192.0.2.1"].map(|ip| ip.parse().expect("an address"));
+    let config = Config {
+        shared_memory: false,
+        interfaces: Interfaces::listed(&cables),
+        ..Config::default()
+    };
+    let rendezvous = rendezvous.with(config.clone());
+    thread::scope(|scope| {
+        let root = scope.spawn(move || rendezvous.accept(soon()));
+        let member = tcp::join_with(config, address, Rank(1), 2, key(), soon());
+        let mut member = member.expect("the group forms");
+        let mut root = root.join().expect("no panic").expect("the group forms");
+        assert_eq!((root.cables(Rank(1)), member.cables(Rank(0))), (1, 1));
+        scope.spawn(move || root.barrier().expect("both are here"));
+        member.barrier().expect("both are here");
+    });
+}
+
+#[test]
+fn where_tcp_is_not_allowed_both_ends_say_why() {
+    let (rendezvous, address) = open(2);
+    let without = |tcp| Config {
+        shared_memory: false,
+        tcp,
+        ..Config::default()
+    };
+    let rendezvous = rendezvous.with(without(true));
+    thread::scope(|scope| {
+        let root = scope.spawn(move || rendezvous.accept(soon()));
+        let member = tcp::join_with(without(false), address, Rank(1), 2, key(), soon());
+        let root = root.join().expect("no panic");
+        for outcome in [root, member] {
+            let error = outcome.err().expect("nothing carries the bytes");
+            assert!(matches!(error, FabricError::NoTransport { .. }), "{error}");
+            assert!(
+                error.to_string().contains("switched off on this rank"),
+                "{error}"
+            );
+        }
     });
 }
 

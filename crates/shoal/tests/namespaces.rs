@@ -249,6 +249,11 @@ fn two_cables_carry_a_link_together_unless_one_is_left_out() {
     assert!(first.iter().all(|bytes| *bytes < FEW), "{first:?}");
     assert!(second.iter().all(|bytes| *bytes > FEW), "{second:?}");
 
+    network.harm(Harm::SecondNetwork);
+    let (outcome, _) = tested(&[]);
+    assert_eq!(outcome["links"][0]["cables"], 1, "{outcome}");
+    assert_eq!(outcome["correctness"]["wrong"], 0, "{outcome}");
+
     let (outcome, _) = tested(&["--interfaces", "^eth*"]);
     let error = outcome["error"].as_str().expect("a reason");
     let says = ["rank 1", "10.77.0.1 on eth0", "SHOAL_INTERFACES"];
@@ -275,10 +280,8 @@ fn a_cell_survives_the_loss_of_one_cable_of_two() {
     network.harm(Harm::SecondCable(1));
     let mut rest = String::new();
     stream.read_to_string(&mut rest).expect("the stream ends");
-    assert!(
-        rest.contains("\"error\"") && rest.contains("rank 1"),
-        "{rest}"
-    );
+    let says = ["\"error\"", "rank 1", "the cable from 10.77.1."];
+    assert!(says.iter().all(|word| rest.contains(word)), "{rest}");
     // Over the one that is left.
     eventually("the cell is ready again", || {
         network

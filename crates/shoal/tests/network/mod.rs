@@ -23,6 +23,8 @@ pub(crate) enum Harm {
     Cable(usize),
     /// The one to the second.
     SecondCable(usize),
+    /// The second network passes nothing on; whoever is on it sees its cable well.
+    SecondNetwork,
     /// What one host sends to another is lost, in this direction alone.
     Way { from: usize, to: usize },
 }
@@ -152,6 +154,7 @@ impl Network {
         match harm {
             Harm::Cable(host) => self.switch(host, 0, "down"),
             Harm::SecondCable(host) => self.switch(host, 1, "down"),
+            Harm::SecondNetwork => self.switch.must("ip link set br1 down"),
             // Whatever one sends to the other goes to an address that nobody has.
             Harm::Way { from, to } => self.hosts[from].must(&format!(
                 "ip neighbour replace {} lladdr 02:00:00:00:00:ff dev eth0 nud permanent",
@@ -165,6 +168,7 @@ impl Network {
         match harm {
             Harm::Cable(host) => self.switch(host, 0, "up"),
             Harm::SecondCable(host) => self.switch(host, 1, "up"),
+            Harm::SecondNetwork => self.switch.must("ip link set br1 up"),
             Harm::Way { from, to } => {
                 self.hosts[from].must(&format!("ip neighbour delete {} dev eth0", Self::ip(to)));
             }
