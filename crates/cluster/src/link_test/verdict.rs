@@ -160,14 +160,11 @@ fn network(report: &Report, kind: &Kind) -> Verdict {
         }
     }
     let slowest = |transport: &'static str| large(transport).min_by(by_rate);
-    let Some(rate) = [TCP, RDMA, SHARED_MEMORY]
-        .into_iter()
-        .find_map(slowest)
-        .map(lower_rate)
-    else {
+    let Some(slowest) = [TCP, RDMA, SHARED_MEMORY].into_iter().find_map(slowest) else {
         let summary = "the links are whole; no message was large enough to show their bandwidth";
         return verdict(Grade::Healthy, kind, summary.to_owned(), &[]);
     };
+    let rate = lower_rate(slowest);
     let Some(line) = kind.line_gb_per_s else {
         let summary = format!("the links are healthy: {rate:.2} GB/s each way");
         return verdict(Grade::Healthy, kind, summary, &[]);
