@@ -1,7 +1,7 @@
 //! The checks of continuous integration, in order.
 
 use crate::{
-    arm, e2e, instructions, perplexity, rdma,
+    arm, e2e, instructions, mpi, perplexity, rdma,
     shell::{check, command, output, succeeds, target},
 };
 use anyhow::{Context, Result, bail};
@@ -44,6 +44,7 @@ const STEPS: &[Step] = &[
         "links over Soft-RoCE in an emulated machine",
         || rdma::run(&[]),
     ),
+    step("mpi", "links over MPI, each rank a process", mpi::run),
     step("release", "the release binary", release),
     step(
         "instructions",

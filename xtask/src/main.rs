@@ -2,8 +2,8 @@
 //!
 //! [`ci`] holds the list of checks and runs them one after another; continuous integration calls exactly that list
 //! through `.ci/run`, so what passes here passes there. [`e2e`] prepares and runs the end-to-end tests, [`arm`] the Arm
-//! checks, [`rdma`] those over RDMA, [`sanitize`] those of unsafe code. [`mod@bench`] and [`peers`] measure: no check, because times
-//! are only worth something on a quiet machine.
+//! checks, [`rdma`] those over RDMA, [`mpi`] those over MPI, [`sanitize`] those of unsafe code. [`mod@bench`] and [`peers`]
+//! measure: no check, because times are only worth something on a quiet machine.
 #![forbid(unsafe_code)]
 
 mod arm;
@@ -12,6 +12,7 @@ mod ci;
 mod debian;
 mod e2e;
 mod instructions;
+mod mpi;
 mod peers;
 mod perplexity;
 mod python;
@@ -19,6 +20,7 @@ mod rdma;
 mod sanitize;
 mod shell;
 mod spread;
+mod suites;
 mod table;
 
 use anyhow::{Result, bail};
@@ -41,6 +43,7 @@ fn run(words: &[&str]) -> Result<()> {
         ["ci"] => ci::run_all(),
         ["ci", "--only", names @ ..] if !names.is_empty() => ci::run_only(names),
         ["arm"] => ci::run_only(&["arm"]),
+        ["mpi"] => ci::run_only(&["mpi"]),
         ["sanitize"] => sanitize::run(),
         ["e2e", tests @ ..] => {
             ci::run_only(&["release"])?;
@@ -80,6 +83,7 @@ cargo xtask ci --only STEP...     only these steps
 cargo xtask e2e [MODULE...]       release build, then the end-to-end tests (all, or `test_chat test_failures ...`)
 cargo xtask arm                   kernel tests on emulated Arm processors, then a type-check of everything for macOS
 cargo xtask rdma [CHECK...]       the fabric and whole cells over Soft-RoCE in an emulated machine (--help says more)
+cargo xtask mpi                   the fabric's suites over MPI, each rank a process of mpirun
 cargo xtask sanitize              the unsafe code's tests under AddressSanitizer and Miri
 cargo xtask bench [FILTER]        the kernels' speed beside the machine's roofline (--help says more)
 cargo xtask instructions          what a call of the hottest kernels executes, against what is recorded (--help says more)

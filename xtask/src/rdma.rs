@@ -5,7 +5,10 @@
 
 mod image;
 
-use crate::shell::{check, command, executable, output, succeeds, target};
+use crate::{
+    shell::{check, command, succeeds, target},
+    suites,
+};
 use anyhow::{Context, Result, bail, ensure};
 use image::{Image, Kernel};
 use std::{
@@ -105,17 +108,7 @@ fn build(folder: &std::path::Path) -> Result<Vec<PathBuf>> {
         "Q8_0",
     ]);
     check(tiny.arg(&model))?;
-    let mut suites = command("cargo");
-    suites.args(["test", "--package", "shoal-fabric", "--no-run"]);
-    for suite in SUITES {
-        suites.args(["--test", suite]);
-    }
-    let messages = output(suites.args(["--message-format", "json"]))?;
-    let suite = |name: &&str| {
-        executable(&messages, name)
-            .with_context(|| format!("cargo did not say where it put `{name}`"))
-    };
-    let mut built = SUITES.iter().map(suite).collect::<Result<Vec<_>>>()?;
+    let mut built = suites::build(SUITES, &[])?;
     built.extend([target()?.join("debug/shoal"), model]);
     Ok(built)
 }

@@ -3,13 +3,16 @@
 //! [`LinkTest`] starts one rank for each node, as a cell would, but with an order to measure instead of to load a model.
 //! The ranks go through the [`Plan`] together; rank 0 tells what happens, and at the end a [`Report`], in [`Event`]s on its
 //! standard output. [`Verdict`] says in words what the figures mean. All of it uses the public collectives of the fabric only,
-//! so it measures whatever links the fabric has chosen.
+//! so it measures whatever links the fabric has chosen. With the feature `mpi`, `run_over_mpi` goes through the same plan on
+//! ranks that `mpirun` started.
 
 mod carrier;
 mod check;
 mod front;
 mod links;
 mod measure;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod rank;
 mod report;
 mod verdict;
@@ -18,7 +21,9 @@ use serde::{Deserialize, Serialize};
 
 pub use carrier::Carrier;
 pub use front::{LinkTest, LinkTestConfig, LinkTestError};
-pub use rank::{LinkRankError, run_rank};
+#[cfg(feature = "mpi")]
+pub use mpi::run_over_mpi;
+pub use rank::{LinkRankError, Listener, run_rank};
 pub use report::{
     Checked, Direction, Event, Fault, LinkReport, Operation, Report, Spread, Stress, SweepRow,
 };

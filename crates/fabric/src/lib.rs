@@ -4,9 +4,10 @@
 //! machines: rank 0 holds the [`tcp::Rendezvous`], the others [`tcp::join`], and every connection proves in both
 //! directions that its ends hold the same [`Key`]. Two ranks that turn out to be on one machine exchange their bytes
 //! through memory that they share, and two whose RDMA devices reach each other through those. [`in_process`] makes the
-//! same groups inside one process. A [`channel::Channel`] is a single authenticated connection beside the groups, for
-//! orders and reports. Sums are added in rank order, so all ranks hold the same bits; every wait is bounded, and an error
-//! names the rank that was lost. What is computed, and what becomes of a loss, is left to others.
+//! same groups inside one process, and `mpi`, with the feature of that name, those of the ranks that `mpirun` started. A
+//! [`channel::Channel`] is a single authenticated connection beside the groups, for orders and reports. Sums are added in
+//! rank order, so all ranks hold the same bits; every wait is bounded, and an error names the rank that was lost. What is
+//! computed, and what becomes of a loss, is left to others.
 //!
 //! **The network between the machines is trusted.** Of a group only the beginning is authenticated; the frames of the
 //! collectives, weights and activations, are neither encrypted nor authenticated, so whoever can read or alter packets
@@ -56,6 +57,8 @@ mod key;
 mod link;
 mod lobby;
 mod memory;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 mod pace;
 mod ports;
 mod rank;

@@ -44,6 +44,8 @@ pub enum Transport {
     Rdma,
     /// A TCP connection.
     Tcp,
+    /// MPI, over whatever it has chosen.
+    Mpi,
 }
 
 impl fmt::Display for Transport {
@@ -53,6 +55,7 @@ impl fmt::Display for Transport {
             Self::SharedMemory => "shared memory",
             Self::Rdma => "rdma",
             Self::Tcp => "tcp",
+            Self::Mpi => "mpi",
         })
     }
 }

@@ -4,6 +4,7 @@ mod common;
 
 use std::time::Duration;
 
+use common::mpi::Tally;
 use common::{Links, PATIENT, bits, everywhere, groups, on_each, values};
 use half::{bf16, f16};
 use shoal_fabric::{Element, Exchange, FabricError, Group, Rank, Reduce, Topology};
@@ -53,14 +54,13 @@ fn reduced<E: Element>(
 /// Checks all operations on one kind of value; bits decide.
 fn check_reductions<E: Element>(
     groups: Vec<Group>,
+    world: usize,
     context: &str,
     wide: impl Fn(E) -> f32 + Copy,
     round: impl Fn(f32) -> E + Copy + Sync,
 ) {
-    let world = groups.len();
-    for (group, rank) in groups.iter().zip(0..) {
-        assert_eq!(group.rank(), Rank(rank));
-    }
+    assert!(groups.is_sorted_by_key(Group::rank));
+    assert!(groups.iter().all(|group| group.world() == world));
     let of_rank = |rank: usize, len| values(rank, len).into_iter().map(round).collect();
     let cases: Vec<_> = LENS
         .into_iter()
@@ -101,6 +101,7 @@ fn f32_is_reduced_in_rank_order() {
         let context = format!("f32, {links:?}, {world} ranks, {topology:?}");
         check_reductions::<f32>(
             groups_in(topology, links, world),
+            world,
             &context,
             |value| value,
             |value| value,
@@ -115,6 +116,7 @@ fn f16_is_reduced_in_rank_order_and_rounded_once() {
         // The largest terms are infinite, and so are sums of them, or not a number.
         check_reductions::<f16>(
             groups_in(topology, links, world),
+            world,
             &context,
             f16::to_f32,
             f16::from_f32,
@@ -128,6 +130,7 @@ fn bf16_is_reduced_in_rank_order_and_rounded_once() {
         let context = format!("bf16, {links:?}, {world} ranks, {topology:?}");
         check_reductions::<bf16>(
             groups_in(topology, links, world),
+            world,
             &context,
             bf16::to_f32,
             bf16::from_f32,
@@ -252,14 +255,13 @@ fn the_ring_gathers_and_broadcasts_as_the_mesh_does() {
 
 #[test]
 fn nobody_passes_the_barrier_of_a_ring_before_all_have_come() {
-    use std::sync::atomic::{AtomicUsize, Ordering};
     everywhere(&WORLDS, |links, world| {
-        let come = AtomicUsize::new(0);
+        let come = Tally::new();
         on_each(groups_in(Topology::Ring, links, world), |group| {
             for round in 1..=20 {
-                come.fetch_add(1, Ordering::SeqCst);
+                come.add_one();
                 group.barrier().expect("all ranks take part");
-                assert!(come.load(Ordering::SeqCst) >= round * world);
+                assert!(come.count() >= round * world);
             }
         });
     });
@@ -271,7 +273,7 @@ fn a_ring_names_the_rank_that_died() {
         for lost in 0..world {
             for len in [16, 1 << 18] {
                 let mut groups = groups_in(Topology::Ring, links, world);
-                drop(groups.remove(lost));
+                groups.retain(|group| group.rank().index() != lost);
                 let errors = on_each(groups, |group| {
                     group
                         .all_reduce_sum(&mut vec![1.0; len])
@@ -291,8 +293,9 @@ fn a_ring_names_the_rank_that_died() {
 fn a_ring_names_the_rank_that_stalls() {
     everywhere(&[5], |links, world| {
         for still in [0, 3] {
-            let mut groups = groups_in(Topology::Ring, links, world);
-            let stalled = groups.remove(still);
+            let groups = groups_in(Topology::Ring, links, world).into_iter();
+            let (stalled, mut groups): (Vec<Group>, Vec<Group>) =
+                groups.partition(|group| group.rank().index() == still);
             for group in &mut groups {
                 group.set_timeout(Duration::from_secs(1));
             }

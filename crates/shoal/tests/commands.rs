@@ -192,6 +192,14 @@ fn what_cannot_work_is_refused_in_one_line_that_says_what_to_do() {
         ),
         (&["fabric", "test"], "--nodes"),
         (&["fabric", "test", "--nodes", "1"], "2..=64"),
+        (
+            &["fabric", "test", "--transport", "mpi"],
+            if cfg!(feature = "mpi") {
+                "mpirun -n 2"
+            } else {
+                "--features mpi"
+            },
+        ),
         (&["fabric", "test", "--nodes", "2", "--sizes", "5"], "64K"),
         (
             &[

@@ -28,6 +28,11 @@ pub enum LinkRankError {
     /// Nobody reads what rank 0 tells any more.
     #[error("the front is gone: {0}")]
     Front(#[source] io::Error),
+    /// There are no links to test.
+    #[error(
+        "this rank is alone: start it as `mpirun -n 2 shoal fabric test --transport mpi`, with more for more ranks"
+    )]
+    Alone,
     /// Its parent handed over something else.
     #[error(transparent)]
     Key(#[from] BadKey),
@@ -59,7 +64,12 @@ pub fn run_rank(
             if let Some(interfaces) = interfaces {
                 links.interfaces = interfaces.parse()?;
             }
-            let mut teller = Teller::new(Some(out), plan.verbose);
+            let mut tell = |event: &Event| {
+                let mut line = encode(event);
+                line.push(b'\n');
+                out.write_all(&line).and_then(|()| out.flush())
+            };
+            let mut teller = Teller::new(Some(&mut tell), plan.verbose);
             let report = tcp::Rendezvous::bind(*listen, world, key)
                 .map_err(LinkRankError::from)
                 .and_then(|rendezvous| {
@@ -115,7 +125,7 @@ fn lead(
 }
 
 /// Examines the links; a rank that cannot go on says so to the others.
-fn together(
+pub(super) fn together(
     group: &mut Group,
     plan: &Plan,
     teller: &mut Teller<'_>,
@@ -130,32 +140,43 @@ fn together(
     report
 }
 
-/// Tells the front what happens; on a rank that is not to tell anything, does nothing.
+/// Whom a rank tells what happens.
+pub trait Listener {
+    /// Takes note of one event.
+    ///
+    /// # Errors
+    /// When there is nobody any more.
+    fn hear(&mut self, event: &Event) -> io::Result<()>;
+}
+
+impl<F: FnMut(&Event) -> io::Result<()>> Listener for F {
+    fn hear(&mut self, event: &Event) -> io::Result<()> {
+        self(event)
+    }
+}
+
+/// Tells what happens; on a rank that is not to tell anything, does nothing.
 pub(crate) struct Teller<'a> {
-    out: Option<&'a mut dyn Write>,
+    listener: Option<&'a mut dyn Listener>,
     verbose: bool,
     told: Instant,
 }
 
 impl<'a> Teller<'a> {
-    pub(crate) fn new(out: Option<&'a mut dyn Write>, verbose: bool) -> Self {
+    pub(crate) fn new(listener: Option<&'a mut dyn Listener>, verbose: bool) -> Self {
         Self {
-            out,
+            listener,
             verbose,
             told: Instant::now(),
         }
     }
 
     pub(crate) fn tell(&mut self, event: &Event) -> Result<(), LinkRankError> {
-        let Some(out) = &mut self.out else {
+        let Some(listener) = &mut self.listener else {
             return Ok(());
         };
         self.told = Instant::now();
-        let mut line = encode(event);
-        line.push(b'\n');
-        out.write_all(&line)
-            .and_then(|()| out.flush())
-            .map_err(LinkRankError::Front)
+        listener.hear(event).map_err(LinkRankError::Front)
     }
 
     /// Tells what is being done, unless something was told a moment ago. Also how a rank 0 whose front has died notices.

@@ -73,6 +73,8 @@ impl Kind {
         let links = &report.links;
         let any = |transport: &str| links.iter().any(|link| link.transport == transport);
         let name = match place {
+            // What MPI has chosen, nobody tells.
+            _ if any(MPI) => Some(MPI),
             // Two of the ranks may share a machine; the network is what joins the others.
             Place::Network if any(TCP) => None,
             Place::ThisMachine if any(SHARED_MEMORY) => Some(SHARED_MEMORY),
@@ -225,6 +227,7 @@ const KINDS: &[(&str, f64)] = &[
 const TCP: &str = "tcp";
 const RDMA: &str = "rdma";
 const SHARED_MEMORY: &str = "shared memory";
+const MPI: &str = "mpi";
 /// A cable and a switch that are well come this near to what the kind carries.
 const FULL: f64 = 0.75;
 /// Links of one kind differ by less.
@@ -373,6 +376,16 @@ mod tests {
         assert_eq!(rdma, is(Grade::Healthy, RDMA));
         let memory = over([SHARED_MEMORY; 3], [9.0, 8.0, 4.0]);
         assert_eq!(memory, is(Grade::Healthy, SHARED_MEMORY));
+    }
+
+    #[test]
+    fn what_mpi_has_chosen_is_not_guessed() {
+        let mut report = report(&[(40.0, 0.5, 0.5)]);
+        report.links[0].transport = MPI.to_owned();
+        for place in [Place::Network, Place::ThisMachine] {
+            let verdict = Verdict::of(&report, place);
+            assert_eq!((verdict.grade, &*verdict.link), (Grade::Healthy, "mpi"));
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::net::IpAddr;
+pub(crate) mod mpi;
+
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,8 @@ pub(crate) enum Links {
     Rdma,
     /// As over Thunderbolt.
     RdmaUnreliable,
+    /// Ranks are processes, and this one is one of them.
+    Mpi,
 }
 
 /// Of the mixed links.
@@ -29,8 +33,12 @@ pub(crate) const MIXED_APART: Rank = Rank(1);
 pub(crate) const CABLES: [[u8; 4]; 3] = [[127, 0, 0, 1], [127, 0, 0, 2], [127, 0, 0, 3]];
 pub(crate) const PATIENT: Duration = Duration::from_secs(60);
 
-/// Where `SHOAL_TEST_RDMA` says `rc` or `uc`, there must be a device, and the tests run over that alone.
+/// Where `SHOAL_TEST_RDMA` says `rc` or `uc`, there must be a device, and the tests run over that alone; as they do over
+/// MPI where `SHOAL_TEST_MPI` names a folder.
 fn kinds() -> &'static [Links] {
+    if mpi::is_here() {
+        return &[Links::Mpi];
+    }
     #[expect(
         clippy::disallowed_methods,
         reason = "whoever runs the tests knows whether this machine must have a device"
@@ -50,6 +58,7 @@ fn kinds() -> &'static [Links] {
     }
 }
 
+/// Forms the groups of all ranks, in their order; of those that are processes, that of this one.
 pub(crate) fn groups(links: Links, world: usize, timeout: Duration) -> Vec<Group> {
     let over = |rdma| Config {
         shared_memory: false,
@@ -58,7 +67,7 @@ pub(crate) fn groups(links: Links, world: usize, timeout: Duration) -> Vec<Group
         interfaces: Interfaces::USUAL,
     };
     let config = |rank| match links {
-        Links::InProcess | Links::Tcp => shares(false),
+        Links::InProcess | Links::Tcp | Links::Mpi => shares(false),
         Links::Striped => Config {
             interfaces: Interfaces::listed(&CABLES.map(IpAddr::from)),
             ..shares(false)
@@ -70,7 +79,16 @@ pub(crate) fn groups(links: Links, world: usize, timeout: Duration) -> Vec<Group
     };
     match links {
         Links::InProcess => in_process(world, timeout),
+        Links::Mpi => vec![mpi::group(timeout)],
         _ => tcp_groups("127.0.0.1:0", config, world, timeout),
+    }
+}
+
+/// Returns how many of `world` ranks this process holds.
+pub(crate) fn ranks_here(links: Links, world: usize) -> usize {
+    match links {
+        Links::Mpi => 1,
+        _ => world,
     }
 }
 
@@ -119,7 +137,7 @@ pub(crate) fn tcp_groups(
     })
 }
 
-/// Runs `work` on each rank at the same time; results are in rank order.
+/// Runs `work` on each rank at the same time; results are in rank order. All processes call this, also without a group.
 pub(crate) fn on_each<T: Send>(
     groups: Vec<Group>,
     work: impl Fn(&mut Group) -> T + Sync,
@@ -140,6 +158,7 @@ pub(crate) fn on_each<T: Send>(
             .into_iter()
             .map(|handle| handle.join().expect("no rank panics"))
             .unzip();
+        mpi::meet();
         results
     })
 }
@@ -147,7 +166,10 @@ pub(crate) fn on_each<T: Send>(
 pub(crate) fn everywhere(worlds: &[usize], check: impl Fn(Links, usize)) {
     for links in kinds() {
         for world in worlds {
-            check(*links, *world);
+            // How many processes there are is up to mpirun.
+            if !matches!(links, Links::Mpi) || *world == mpi::world() {
+                check(*links, *world);
+            }
         }
     }
 }

@@ -23,7 +23,7 @@ pub(crate) enum FabricAction {
 #[command(after_help = "Exit status: 0 when the links are healthy, 1 when they are not.")]
 pub(crate) struct LinkTestArgs {
     /// Number of nodes, all on this machine.
-    #[arg(long, required_unless_present = "machines", conflicts_with = "machines", value_parser = clap::value_parser!(u16).range(2..=64))]
+    #[arg(long, conflicts_with = "machines", value_parser = clap::value_parser!(u16).range(2..=64))]
     pub(crate) nodes: Option<u16>,
     #[command(flatten)]
     pub(crate) machines: MachineArgs,
@@ -69,6 +69,8 @@ pub(crate) enum TransportArg {
     SharedMemory,
     /// RDMA devices, and nothing else.
     Rdma,
+    /// MPI, whose mpirun has started this very command on every rank.
+    Mpi,
 }
 
 fn interfaces(list: &str) -> Result<Interfaces, String> {

@@ -23,7 +23,24 @@ pub(crate) fn fabric(args: &FabricArgs, logs: &LogArgs) -> Result<()> {
 }
 
 fn test(args: &LinkTestArgs, logs: &LogArgs) -> Result<()> {
-    let outcome = config(args).and_then(|config| measure(config, args.verbose, logs));
+    let carrier = match args.transport {
+        TransportArg::Auto => Carrier::Auto,
+        TransportArg::Tcp => Carrier::Tcp,
+        TransportArg::SharedMemory => Carrier::SharedMemory,
+        TransportArg::Rdma => Carrier::Rdma,
+        TransportArg::Mpi => {
+            return match measure_over_mpi(args).transpose() {
+                Some(outcome) => tell(args, outcome),
+                // Rank 0 tells.
+                None => Ok(()),
+            };
+        }
+    };
+    let measured = config(args, carrier).and_then(|config| measure(config, args.verbose, logs));
+    tell(args, measured)
+}
+
+fn tell(args: &LinkTestArgs, outcome: Result<Outcome>) -> Result<()> {
     if args.json {
         let line = match &outcome {
             Ok(outcome) => serde_json::to_string(outcome)?,
@@ -51,39 +68,37 @@ struct Outcome {
     report: Report,
 }
 
-fn config(args: &LinkTestArgs) -> Result<LinkTestConfig> {
+fn config(args: &LinkTestArgs, carrier: Carrier) -> Result<LinkTestConfig> {
     let placement = match (placement::of(&args.machines)?, args.nodes) {
         (Some(peers), _) => peers,
         (None, nodes) => Placement::Local {
             nodes: nodes.context("give --nodes N, or machines by --peer or --hostfile")?,
         },
     };
+    Ok(LinkTestConfig {
+        placement,
+        plan: plan(args, args.nodes.unwrap_or(1)),
+        carrier,
+        interfaces: args.interfaces.clone(),
+        join_timeout: JOIN_TIMEOUT,
+        silence_max: SILENCE_MAX,
+    })
+}
+
+fn plan(args: &LinkTestArgs, local_ranks: u16) -> Plan {
     let mut sizes_bytes = args.sizes.clone();
     if sizes_bytes.is_empty() {
-        sizes_bytes = default_sizes(args.quick, args.nodes.unwrap_or(1));
+        sizes_bytes = default_sizes(args.quick, local_ranks);
     }
     sizes_bytes.sort_unstable();
     sizes_bytes.dedup();
-    let plan = Plan {
+    Plan {
         seed: args.seed.unwrap_or_else(Plan::random_seed),
         sizes_bytes,
         rounds: args.rounds.unwrap_or(if args.quick { 5 } else { 20 }),
         stress_seconds: args.stress.then_some(args.seconds),
         verbose: args.verbose,
-    };
-    Ok(LinkTestConfig {
-        placement,
-        plan,
-        carrier: match args.transport {
-            TransportArg::Auto => Carrier::Auto,
-            TransportArg::Tcp => Carrier::Tcp,
-            TransportArg::SharedMemory => Carrier::SharedMemory,
-            TransportArg::Rdma => Carrier::Rdma,
-        },
-        interfaces: args.interfaces.clone(),
-        join_timeout: JOIN_TIMEOUT,
-        silence_max: SILENCE_MAX,
-    })
+    }
 }
 
 /// Every fourth power of two; a rank holds three times the size, so many ranks of one machine stop earlier.
@@ -106,7 +121,7 @@ fn measure(config: LinkTestConfig, verbose: bool, logs: &LogArgs) -> Result<Outc
         let follow = async {
             let mut shown = Instant::now();
             while let Ok(event) = events.recv().await {
-                show(event, verbose, &mut shown);
+                show(&event, verbose, &mut shown);
             }
         };
         let over = tokio::select! {
@@ -128,8 +143,36 @@ fn measure(config: LinkTestConfig, verbose: bool, logs: &LogArgs) -> Result<Outc
     })
 }
 
+/// Returns what was found, on rank 0.
+#[cfg(feature = "mpi")]
+fn measure_over_mpi(args: &LinkTestArgs) -> Result<Option<Outcome>> {
+    if args.nodes.is_some() || placement::of(&args.machines)?.is_some() {
+        bail!(
+            "over MPI, mpirun says how many ranks there are and where: leave out --nodes, --peer and --hostfile"
+        );
+    }
+    let mut shown = Instant::now();
+    let found = shoal_cluster::link_test::run_over_mpi(
+        JOIN_TIMEOUT,
+        SILENCE_MAX,
+        |local_ranks| plan(args, u16::try_from(local_ranks).unwrap_or(u16::MAX)),
+        &mut |event: &Event| {
+            show(event, args.verbose, &mut shown);
+            Ok(())
+        },
+    )?;
+    Ok(found.map(|(report, place)| Outcome::new(report, place)))
+}
+
+#[cfg(not(feature = "mpi"))]
+fn measure_over_mpi(_: &LinkTestArgs) -> Result<Option<Outcome>> {
+    bail!(
+        "this shoal was built without MPI: build it by `cargo build --release --features mpi`, which takes an MPI installation's mpicc, and libclang"
+    );
+}
+
 /// A line on standard error for whoever waits, not more often than they can read.
-fn show(event: Event, verbose: bool, shown: &mut Instant) {
+fn show(event: &Event, verbose: bool, shown: &mut Instant) {
     match event {
         Event::Started { rank, pid } if verbose => match pid {
             Some(pid) => note(&format!("rank {rank} is process {pid}")),
@@ -137,7 +180,7 @@ fn show(event: Event, verbose: bool, shown: &mut Instant) {
         },
         Event::Round { what, seconds } => note(&format!("{what}: {:.3} ms", seconds * 1e3)),
         Event::Progress(what) if shown.elapsed() >= SHOW_EVERY => {
-            note(&what);
+            note(what);
             *shown = Instant::now();
         }
         _ => {}

@@ -1,0 +1,73 @@
+//! The fabric's suites over MPI: each rank is a process that `mpirun` starts.
+
+use crate::{
+    shell::{check, command, succeeds, target},
+    suites,
+};
+use anyhow::{Context, Result, ensure};
+use std::fs;
+
+/// The suites, and with how many ranks each runs.
+const SUITES: [(&str, &[usize]); 3] = [
+    ("mpi", &[2]),
+    ("conformance", &[2, 3]),
+    ("collectives", &[4, 5]),
+];
+
+/// What only the superuser can install, as `.ci/run` does.
+const PREPARATION: &str = "on Debian, as root: apt-get install --no-install-recommends openmpi-bin libopenmpi-dev \
+    libclang-dev";
+
+/// Builds the fabric with its feature `mpi`, and runs its suites.
+///
+/// # Errors
+/// When there is no MPI, or a test fails.
+pub(crate) fn run() -> Result<()> {
+    for program in ["mpicc", "mpirun"] {
+        ensure!(
+            succeeds(command(program).arg("--version")),
+            "`{program}` cannot be run; {PREPARATION}"
+        );
+    }
+    let words = ["--package", "shoal-fabric", "--features", "mpi"];
+    let mut clippy = command("cargo");
+    clippy.arg("clippy").args(words).arg("--all-targets");
+    check(clippy.args(["--", "-D", "warnings"])).context(PREPARATION)?;
+    let names = SUITES.map(|(suite, _)| suite);
+    let programs = suites::build(&names, &["--features", "mpi"])?;
+    for ((suite, worlds), program) in SUITES.into_iter().zip(programs) {
+        for world in worlds {
+            let folder = target()?.join(format!("mpi/{suite}-{world}"));
+            if folder.exists() {
+                fs::remove_dir_all(&folder)
+                    .with_context(|| format!("removing {}", folder.display()))?;
+            }
+            fs::create_dir_all(&folder)
+                .with_context(|| format!("creating {}", folder.display()))?;
+            let mut ranks = command("mpirun");
+            ranks.args(["-n", &world.to_string()]).arg(&program);
+            // All ranks run the same tests in the same order, and a failure shows before it ends all.
+            ranks.args(["--test-threads", "1", "--nocapture", "--quiet"]);
+            ranks.env("SHOAL_TEST_MPI", folder);
+            // Settings instead of options, since every MPI has its own options; those of others are ignored.
+            for (name, value) in SETTINGS {
+                ranks.env(name, value);
+            }
+            check(&mut ranks)?;
+        }
+    }
+    Ok(())
+}
+
+const SETTINGS: [(&str, &str); 6] = [
+    // Bounds all of a run, in seconds.
+    ("MPIEXEC_TIMEOUT", "300"),
+    ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
+    ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
+    // More ranks than cores.
+    ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
+    // Stay on this machine: Open MPI otherwise asks for ssh.
+    ("OMPI_MCA_plm", "isolated"),
+    // As between machines: a receiver cannot fetch bytes from the sender's memory by itself.
+    ("OMPI_MCA_btl_vader_single_copy_mechanism", "none"),
+];

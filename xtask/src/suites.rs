@@ -1,0 +1,23 @@
+//! Tests of the fabric that are run elsewhere than by cargo.
+
+use crate::shell::{command, executable, output};
+use anyhow::{Context, Result};
+use std::path::PathBuf;
+
+/// Builds those of these names, with `words` for cargo besides; returns their programs, in the same order.
+///
+/// # Errors
+/// When cargo fails, or does not tell of all of them.
+pub(crate) fn build(suites: &[&str], words: &[&str]) -> Result<Vec<PathBuf>> {
+    let mut cargo = command("cargo");
+    cargo.args(["test", "--package", "shoal-fabric", "--no-run"]);
+    for suite in suites {
+        cargo.args(["--test", suite]);
+    }
+    let messages = output(cargo.args(words).args(["--message-format", "json"]))?;
+    let program = |suite: &&str| {
+        executable(&messages, suite)
+            .with_context(|| format!("cargo did not say where it put `{suite}`"))
+    };
+    suites.iter().map(program).collect()
+}
