@@ -12,6 +12,8 @@ pub enum Isa {
     Scalar,
     /// AVX2, FMA and F16C; 8-bit activations against quantised weights.
     Avx2,
+    /// The same with the product sums of AVX-VNNI.
+    Avx2Vnni,
     /// AVX-512 F, BW, VL and VNNI; 8-bit activations against quantised weights.
     Avx512,
     /// AVX-512 with the tiles of AMX, which multiply 8-bit integers for many tokens at a time; only when asked for by
@@ -27,9 +29,10 @@ pub enum Isa {
 
 impl Isa {
     /// Every instruction set; those of one processor are slowest first.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Scalar,
         Self::Avx2,
+        Self::Avx2Vnni,
         Self::Avx512,
         Self::Amx,
         Self::Neon,
@@ -56,6 +59,8 @@ impl Isa {
                     && is_x86_feature_detected!("f16c")
             }
             #[cfg(target_arch = "x86_64")]
+            Self::Avx2Vnni => Self::Avx2.is_available() && is_x86_feature_detected!("avxvnni"),
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
                 Self::Avx2.is_available()
                     && is_x86_feature_detected!("avx512f")
@@ -66,7 +71,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Amx => amx::refusal().is_none(),
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 | Self::Avx512 | Self::Amx => false,
+            Self::Avx2 | Self::Avx2Vnni | Self::Avx512 | Self::Amx => false,
             #[cfg(target_arch = "aarch64")]
             Self::Neon => is_aarch64_feature_detected!("neon"),
             #[cfg(target_arch = "aarch64")]
@@ -103,6 +108,7 @@ impl Isa {
         match self {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
+            Self::Avx2Vnni => "avx2-vnni",
             Self::Avx512 => "avx512",
             Self::Amx => "amx",
             Self::Neon => "neon",

@@ -136,7 +136,7 @@ pub(crate) struct CellArgs {
     /// Weight of each node in the split, such as 3,1 [default: equal].
     #[arg(long, value_name = "W,W,…", value_delimiter = ',')]
     pub(crate) share: Vec<u32>,
-    /// Force the instruction set: scalar, avx2, avx512, amx, neon, neon-dot or neon-i8mm.
+    /// Force the instruction set: scalar, avx2, avx2-vnni, avx512, amx, neon, neon-dot or neon-i8mm.
     #[arg(long, env = "SHOAL_ISA", hide = true)]
     pub(crate) isa: Option<String>,
     /// Requests computed at once.
@@ -251,7 +251,7 @@ pub(crate) struct NodeArgs {
     /// Compute threads to lend [default: every core].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
-    /// Force the instruction set: scalar, avx2, avx512, amx, neon, neon-dot or neon-i8mm.
+    /// Force the instruction set: scalar, avx2, avx2-vnni, avx512, amx, neon, neon-dot or neon-i8mm.
     #[arg(long, env = "SHOAL_ISA", hide = true)]
     pub(crate) isa: Option<String>,
 }

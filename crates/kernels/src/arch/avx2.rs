@@ -1,33 +1,59 @@
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
 use super::{Operation, Simd};
 use crate::Isa;
 
-/// Proof that the processor has AVX2, FMA and F16C.
+/// Proof that the processor has AVX2, FMA and F16C, and the product instructions that `D` uses.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2(());
+pub(crate) struct Avx2<D>(PhantomData<D>);
 
-impl Avx2 {
+impl<D: Dot> Avx2<D> {
     pub(crate) fn new() -> Option<Self> {
-        Isa::Avx2.is_available().then_some(Self(()))
+        D::ISA.is_available().then_some(Self(PhantomData))
     }
 
     /// Enters code compiled for this instruction set.
     pub(crate) fn run<O: Operation>(self, operation: O) -> O::Output {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn enter<O: Operation>(token: Avx2, operation: O) -> O::Output {
-            operation.run(token)
-        }
-        // SAFETY: a value of this type exists only where the processor has these features.
-        unsafe { enter(self, operation) }
+        // SAFETY: a value of this type exists only where the processor has `D::ISA`.
+        unsafe { D::enter(self, operation) }
+    }
+}
+
+/// Product sums of four bytes; all else is the same on every processor with AVX2.
+pub(crate) trait Dot: Copy {
+    const ISA: Isa;
+
+    /// Runs `operation` in code compiled for [`Self::ISA`].
+    ///
+    /// # Safety
+    /// The processor has [`Self::ISA`].
+    unsafe fn enter<O: Operation>(token: Avx2<Self>, operation: O) -> O::Output;
+
+    /// [`Simd::dot_add`].
+    ///
+    /// # Safety
+    /// The processor has [`Self::ISA`].
+    unsafe fn add(sum: __m256i, weights: __m256i, activations: __m256i, wide: bool) -> __m256i;
+}
+
+/// Every processor with AVX2: 16-bit products, added in pairs.
+#[derive(Clone, Copy)]
+pub(crate) struct Pairs;
+
+impl Dot for Pairs {
+    const ISA: Isa = Isa::Avx2;
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn enter<O: Operation>(token: Avx2<Self>, operation: O) -> O::Output {
+        operation.run(token)
     }
 
-    /// `Σ of four products`, in each 32-bit lane.
     #[inline(always)]
-    fn dot(self, sum: __m256i, weights: __m256i, activations: __m256i, wide: bool) -> __m256i {
+    unsafe fn add(sum: __m256i, weights: __m256i, activations: __m256i, wide: bool) -> __m256i {
         // maddubs adds pairs of products in saturating 16 bits. 2 × 127 × 127 fits, and so does
         // 2 × 128 × 127, so wide weights go as their lower seven bits and their uppermost.
-        // SAFETY: `self` proves the features.
+        // SAFETY: the caller's promise.
         unsafe {
             let ones = _mm256_set1_epi16(1);
             if wide {
@@ -46,7 +72,26 @@ impl Avx2 {
     }
 }
 
-impl Simd for Avx2 {
+/// Processors with AVX-VNNI: the dot instruction of AVX-512, in its encoding for AVX2.
+#[derive(Clone, Copy)]
+pub(crate) struct Vnni;
+
+impl Dot for Vnni {
+    const ISA: Isa = Isa::Avx2Vnni;
+
+    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+    unsafe fn enter<O: Operation>(token: Avx2<Self>, operation: O) -> O::Output {
+        operation.run(token)
+    }
+
+    #[inline(always)]
+    unsafe fn add(sum: __m256i, weights: __m256i, activations: __m256i, _wide: bool) -> __m256i {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_dpbusd_avx_epi32(sum, weights, activations) }
+    }
+}
+
+impl<D: Dot> Simd for Avx2<D> {
     const LANES: usize = 8;
     type F32 = __m256;
     type I32 = __m256i;
@@ -131,7 +176,8 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn dot_add(self, sum: __m256i, weights: __m256i, activations: __m256i, wide: bool) -> __m256i {
-        self.dot(sum, weights, activations, wide)
+        // SAFETY: `self` proves the features.
+        unsafe { D::add(sum, weights, activations, wide) }
     }
 
     super::intrinsics! {

@@ -186,7 +186,9 @@ use intrinsics;
 pub(crate) enum Token {
     Scalar(Scalar),
     #[cfg(target_arch = "x86_64")]
-    Avx2(avx2::Avx2),
+    Avx2(avx2::Avx2<avx2::Pairs>),
+    #[cfg(target_arch = "x86_64")]
+    Avx2Vnni(avx2::Avx2<avx2::Vnni>),
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512),
     #[cfg(target_arch = "x86_64")]
@@ -209,11 +211,13 @@ impl Token {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::Avx2::new().map(Self::Avx2),
             #[cfg(target_arch = "x86_64")]
+            Isa::Avx2Vnni => avx2::Avx2::new().map(Self::Avx2Vnni),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => avx512::Avx512::new().map(Self::Avx512),
             #[cfg(target_arch = "x86_64")]
             Isa::Amx => amx::Amx::new().map(Self::Amx),
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 | Isa::Amx => None,
+            Isa::Avx2 | Isa::Avx2Vnni | Isa::Avx512 | Isa::Amx => None,
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => neon::Neon::new().map(Self::Neon),
             #[cfg(target_arch = "aarch64")]
@@ -230,6 +234,8 @@ impl Token {
             Self::Scalar(token) => operation.run(token),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(token) => token.run(operation),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2Vnni(token) => token.run(operation),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(token) => token.run(operation),
             #[cfg(target_arch = "x86_64")]

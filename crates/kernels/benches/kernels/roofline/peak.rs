@@ -27,6 +27,8 @@ impl Peak {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => Some(Self::new(x86_64::dot_avx512, 2 * 64)),
             #[cfg(target_arch = "x86_64")]
+            Isa::Avx2Vnni => Some(Self::new(x86_64::dot_avx2_vnni, 2 * 32)),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Some(Self::new(x86_64::dot_avx2, 2 * 32)),
             _ => None,
         }
@@ -39,7 +41,7 @@ impl Peak {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Amx => Some(Self::new(x86_64::multiply_add_avx512, 2 * 16)),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Some(Self::new(x86_64::multiply_add_avx2, 2 * 8)),
+            Isa::Avx2 | Isa::Avx2Vnni => Some(Self::new(x86_64::multiply_add_avx2, 2 * 8)),
             _ => None,
         }
     }
@@ -96,6 +98,12 @@ mod x86_64 {
         "avx512f,avx512bw,avx512vl,avx512vnni",
         _mm512_set1_epi32(0x0101_0101),
         _mm512_dpbusd_epi32
+    );
+    peak!(
+        dot_avx2_vnni,
+        "avx2,avxvnni",
+        _mm256_set1_epi32(0x0101_0101),
+        _mm256_dpbusd_avx_epi32
     );
     peak!(
         multiply_add_avx512,
