@@ -5,8 +5,9 @@
 //! file appears under its name whole or not at all. Nothing is written or read outside the folder that a node serves.
 //!
 //! The end that sends reads each file once: it hashes a chunk, compares it with what the receiver says it has, and sends it
-//! over one of several connections. Chunks go bare over connections that have proved the token at their beginning; the
-//! network between the machines is trusted, as everywhere in Shoal.
+//! over one of several connections. Where the receiver has nothing to compare, a checksum is told instead of the hash.
+//! Chunks go bare over connections that have proved the token at their beginning; the network between the machines is
+//! trusted, as everywhere in Shoal.
 
 mod client;
 mod connect;
@@ -17,6 +18,7 @@ mod partial;
 mod path;
 mod receiver;
 mod relay;
+mod seal;
 mod sender;
 mod service;
 mod source;

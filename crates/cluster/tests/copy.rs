@@ -1,6 +1,7 @@
 //! Copies between nodes on loopback, and what hostile holders of the token can do.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use shoal_fabric::Key;
 use shoal_fabric::channel::Channel;
 use tempfile::TempDir;
 
-const CHUNK: usize = 1 << 20;
+const CHUNK: usize = 256 << 10;
 
 #[test]
 fn a_file_arrives_whole_with_its_permissions_and_time() {
@@ -228,6 +229,24 @@ fn one_reading_reaches_every_node_whatever_each_has() {
     );
     for node in &nodes {
         same_tree(&here.path("m"), &node.path("m"));
+    }
+}
+
+#[test]
+fn a_node_behind_one_that_has_nothing_is_sent_only_what_it_lacks() {
+    let nodes = [(); 2].map(|()| Served::new());
+    let here = Folder::new();
+    let data = noise(4 * CHUNK + 3, 12);
+    let file = here.file("big", &data);
+    let mut part = data[..3 * CHUNK].to_vec();
+    part[CHUNK] ^= 1;
+    fs::write(nodes[1].path(".big.shoal-part"), &part).unwrap();
+    let addresses = nodes.each_ref().map(|node| node.address.clone());
+    let summary = push(&config(), &[file], &addresses, "", &|_| {}).unwrap();
+    let received: Vec<_> = summary.reports.iter().map(|it| it.bytes_received).collect();
+    assert_eq!(received, [data.len() as u64, 2 * CHUNK as u64 + 3]);
+    for node in &nodes {
+        assert_eq!(fs::read(node.path("big")).unwrap(), data);
     }
 }
 
@@ -507,6 +526,34 @@ fn hostile_holders_of_the_token_get_an_answer_and_no_further() {
         node.push(&[&here.file("a", b"a")], "").is_ok()
     });
     assert_eq!(fs::read(node.path("a")).unwrap(), b"a");
+}
+
+#[test]
+fn a_chunk_that_was_damaged_on_its_way_is_refused() {
+    // Sealed by a hash, and by a checksum.
+    for kind in [0, 1] {
+        let node = Served::new();
+        let mut channel = node.order("");
+        let entry = r#"{"path":"x","kind":{"File":{"bytes":4}},"mode":420,"modified":{"seconds":0,"nanoseconds":0}}"#;
+        channel
+            .send(format!(r#"{{"Entries":[{entry}]}}"#).as_bytes())
+            .unwrap();
+        channel.send(br#"{"EntriesEnd":{"left_out":[]}}"#).unwrap();
+        assert!(answer(&mut channel).contains("Ready"));
+        channel
+            .send(br#"{"Prepare":{"file":0,"first":0,"count":1}}"#)
+            .unwrap();
+        assert!(answer(&mut channel).contains("Offer"));
+        let lane = node.lanes.lock().unwrap().pop().unwrap().into_stream();
+        let mut chunk = [0; 48 + 4];
+        chunk[..2].copy_from_slice(&[1, kind]);
+        chunk[12] = 4;
+        (&lane).write_all(&chunk).unwrap();
+        channel.send(br#""Finish""#).unwrap();
+        let answer = answer(&mut channel);
+        assert!(answer.contains("not as it was sent"), "{kind}: {answer}");
+        assert!(!node.path("x").exists());
+    }
 }
 
 fn push_order(to: &str) -> String {

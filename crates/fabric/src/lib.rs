@@ -84,6 +84,7 @@ pub use key::Key;
 pub use link::Transport;
 pub use rank::{Rank, WORLD_MAX};
 pub use reduce::{Element, Reduce};
+pub use socket::bound_if_local;
 
 #[cfg(target_endian = "big")]
 compile_error!(

@@ -38,8 +38,8 @@ impl TcpLinks {
         let fit = |stream: &TcpStream, carries: bool| {
             stream.set_nodelay(true)?;
             stream.set_nonblocking(true)?;
-            if carries && has_one_address(stream) {
-                sockopt::set_socket_send_buffer_size(stream, LOCAL_SEND_BYTES)?;
+            if carries {
+                bound_if_local(stream)?;
             }
             io::Result::Ok(())
         };
@@ -235,8 +235,18 @@ pub(crate) fn has_one_address(stream: &TcpStream) -> bool {
     matches!((stream.local_addr(), stream.peer_addr()), (Ok(ours), Ok(theirs)) if ours.ip() == theirs.ip())
 }
 
-/// What a connection inside one machine holds: there is no way for more to be on, and what waits longer has left the
+/// Bounds what a connection inside one machine holds: there is no way for more to be on, and what waits longer has left the
 /// processor's caches when it is read. Between machines the system finds the right size by itself.
+///
+/// # Errors
+/// When the system refuses.
+pub fn bound_if_local(stream: &TcpStream) -> io::Result<()> {
+    if has_one_address(stream) {
+        sockopt::set_socket_send_buffer_size(stream, LOCAL_SEND_BYTES)?;
+    }
+    Ok(())
+}
+
 const LOCAL_SEND_BYTES: usize = 256 * 1024;
 
 /// So many peers are waited for without taking memory from the allocator.

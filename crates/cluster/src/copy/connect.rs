@@ -4,8 +4,8 @@ use std::io;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use shoal_fabric::Key;
 use shoal_fabric::channel::Channel;
+use shoal_fabric::{Key, bound_if_local};
 
 use super::error::CopyError;
 use super::talk::Talk;
@@ -40,6 +40,7 @@ pub(super) fn bare(channel: Channel) -> io::Result<TcpStream> {
     let stream = channel.into_stream();
     stream.set_read_timeout(None)?;
     stream.set_write_timeout(None)?;
+    bound_if_local(&stream)?;
     Ok(stream)
 }
 

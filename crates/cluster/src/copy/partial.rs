@@ -16,7 +16,8 @@ use rustix::io::Errno;
 use super::error::{CopyError, Doing};
 use super::manifest::{CHUNK_BYTES, Entry, MODE_BITS, Modified, offset};
 use super::path::RelPath;
-use super::wire::{Hash, Hashes, Origin, Span};
+use super::seal::Seal;
+use super::wire::{Hashes, Origin, Span};
 use crate::durable::sync_file;
 
 /// A file that is being received.
@@ -39,7 +40,7 @@ struct Old {
 
 struct Chunks {
     /// Where each came from, once a lane has taken it on.
-    claimed: Vec<Option<(Origin, Hash)>>,
+    claimed: Vec<Option<(Origin, Seal)>>,
     missing: usize,
 }
 
@@ -152,7 +153,7 @@ impl Partial {
         entry: &Entry,
         chunk: u32,
         origin: Origin,
-        hash: Hash,
+        seal: Seal,
     ) -> Result<(), CopyError> {
         let protocol = |reason: &str| Err(CopyError::Protocol(format!("{}: {reason}", entry.path)));
         if !self.has(origin, entry, chunk) {
@@ -160,7 +161,7 @@ impl Partial {
         }
         let mut chunks = self.chunks.lock().expect("no panic under this lock");
         match chunks.claimed.get_mut(chunk as usize) {
-            Some(claimed @ None) => *claimed = Some((origin, hash)),
+            Some(claimed @ None) => *claimed = Some((origin, seal)),
             _ => return protocol("a chunk that was not expected"),
         }
         Ok(())
@@ -218,11 +219,11 @@ impl Partial {
         }
         let mut buffer = vec![0; CHUNK_BYTES];
         for (chunk, claimed) in (0..).zip(&chunks.claimed) {
-            if let Some((Origin::Old, hash)) = claimed {
+            if let Some((Origin::Old, seal)) = claimed {
                 let bytes = &mut buffer[..entry.chunk_bytes(chunk)];
                 self.read(Origin::Old, entry, chunk, bytes)?;
                 // It was looked at long ago.
-                if hash != blake3::hash(bytes).as_bytes() {
+                if !seal.fits(bytes) {
                     let reason = "what it replaces was written to meanwhile; copy again";
                     return Err(CopyError::path(path, reason));
                 }
@@ -239,7 +240,7 @@ impl Partial {
             for (chunk, claimed) in (0..).zip(&chunks.claimed) {
                 let bytes = &mut buffer[..entry.chunk_bytes(chunk)];
                 self.read(Origin::Partial, entry, chunk, bytes)?;
-                if claimed.is_some_and(|(_, hash)| hash != *blake3::hash(bytes).as_bytes()) {
+                if claimed.is_some_and(|(_, seal)| !seal.fits(bytes)) {
                     return Err(CopyError::Damaged {
                         path: path.to_string(),
                         chunk,

@@ -285,14 +285,14 @@ impl Reception<'_> {
             file,
             chunk,
             origin,
-            hash,
+            seal,
             ..
         } = frame;
         let unexpected = || CopyError::Protocol("a chunk of a file that is not open".to_owned());
         let entry = self.manifest.file(file).ok_or_else(unexpected)?;
         let partial = self.state().open.get(&file).cloned();
         let partial = partial.ok_or_else(unexpected)?;
-        partial.claim(entry, chunk, origin, hash)?;
+        partial.claim(entry, chunk, origin, seal)?;
         let bytes = entry.chunk_bytes(chunk);
         if frame.bytes as usize != bytes {
             return Err(CopyError::Protocol(format!(
@@ -303,7 +303,7 @@ impl Reception<'_> {
         let payload = &mut buffer[FRAME_BYTES..FRAME_BYTES + bytes];
         if origin == Origin::Sent {
             lane.read_exact(payload).map_err(CopyError::Cut)?;
-            if hash != *blake3::hash(payload).as_bytes() {
+            if !seal.fits(payload) {
                 return Err(CopyError::Damaged {
                     path: entry.path.to_string(),
                     chunk,

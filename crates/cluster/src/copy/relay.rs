@@ -11,7 +11,8 @@ use super::CopyReport;
 use super::error::CopyError;
 use super::limit::{self, Limit};
 use super::manifest::Manifest;
-use super::sender::{announce, origin, reason};
+use super::seal::{Hash, Seal};
+use super::sender::{announce, is_something, origin, reason};
 use super::talk::Talk;
 use super::wire::{FRAME_BYTES, Frame, Hashes, Message, Origin, SPAN_CHUNKS, Span, out_of_turn};
 
@@ -188,14 +189,27 @@ impl RelayLane {
         if self.shared.is_broken() {
             return Ok(());
         }
-        let Some(origin) = self.origin(&frame) else {
+        let Some(offer) = self.offered(&frame) else {
             return Ok(());
         };
         let (header, payload) = buffer.split_at_mut(FRAME_BYTES);
+        let seal = match frame.seal {
+            // It was new to this end, so it has just arrived; the next one has something to compare it with.
+            Seal::Checksum(_) if is_something(&offer) => Seal::hash(payload),
+            seal => seal,
+        };
+        let origin = origin(&offer, &seal);
         if origin == Origin::Sent && frame.origin != Origin::Sent {
             load(payload)?;
         }
-        header.copy_from_slice(&Frame { origin, ..frame }.encode());
+        header.copy_from_slice(
+            &Frame {
+                origin,
+                seal,
+                ..frame
+            }
+            .encode(),
+        );
         let out = if origin == Origin::Sent {
             &*buffer
         } else {
@@ -207,16 +221,21 @@ impl RelayLane {
         Ok(())
     }
 
-    fn origin(&self, frame: &Frame) -> Option<Origin> {
+    /// Returns what the next node has in the place of a chunk.
+    fn offered(&self, frame: &Frame) -> Option<[Option<Hash>; 2]> {
         let mut offers = self.shared.offers.lock().expect("no panic under this lock");
         let key = (frame.file, frame.chunk / SPAN_CHUNKS);
         let offered = offers.get_mut(&key)?;
-        let origin = origin(&offered.hashes, frame.chunk % SPAN_CHUNKS, &frame.hash);
+        let index = (frame.chunk % SPAN_CHUNKS) as usize;
+        let offer = offered
+            .hashes
+            .each_ref()
+            .map(|hashes| hashes.0.get(index).copied());
         offered.missing -= 1;
         if offered.missing == 0 {
             offers.remove(&key);
         }
-        Some(origin)
+        Some(offer)
     }
 }
 

@@ -5,16 +5,16 @@ use std::fs::File;
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
-use std::thread;
+use std::{thread, vec};
 
 use super::error::CopyError;
 use super::limit::{self, Limit};
 use super::manifest::{CHUNK_BYTES, Manifest};
+use super::seal::{Hash, Seal};
 use super::source::Source;
 use super::talk::Talk;
 use super::wire::{
-    ENTRIES_PER_MESSAGE, FRAME_BYTES, Frame, Hash, Hashes, Message, Origin, SPAN_CHUNKS, Span,
-    out_of_turn,
+    ENTRIES_PER_MESSAGE, FRAME_BYTES, Frame, Message, Origin, SPAN_CHUNKS, Span, out_of_turn,
 };
 use super::{CopyReport, OnProgress, Progress};
 
@@ -28,7 +28,7 @@ pub(super) struct Sending<'a> {
 /// Chunks to send, with what the receiver has of them.
 struct Work {
     span: Span,
-    offer: [Hashes; 2],
+    offer: [vec::IntoIter<Hash>; 2],
 }
 
 struct Line {
@@ -75,10 +75,15 @@ pub(super) fn announce(
     }
 }
 
+/// Says whether the receiver has anything in the place of a chunk.
+pub(super) fn is_something(offer: &[Option<Hash>; 2]) -> bool {
+    offer.iter().any(Option::is_some)
+}
+
 /// Decides where the receiver gets a chunk from.
-pub(super) fn origin(offer: &[Hashes; 2], index: u32, hash: &Hash) -> Origin {
-    let [partial, old] = offer;
-    let is = |hashes: &Hashes| hashes.0.get(index as usize) == Some(hash);
+pub(super) fn origin(offer: &[Option<Hash>; 2], seal: &Seal) -> Origin {
+    let is = |hash: Option<Hash>| hash.map(Seal::Hash).as_ref() == Some(seal);
+    let [partial, old] = *offer;
     match (is(partial), is(old)) {
         // First the one that needs no copying, if the whole file is as it was.
         (_, true) => Origin::Old,
@@ -175,7 +180,7 @@ impl Crew<'_> {
             if span.count > 0 {
                 line.waiting.push_back(Work {
                     span,
-                    offer: [partial, old],
+                    offer: [partial, old].map(|hashes| hashes.0.into_iter()),
                 });
                 self.moved.notify_all();
             }
@@ -198,7 +203,7 @@ impl Crew<'_> {
     }
 
     /// Returns the next chunk, as a span of one, and what is offered for it.
-    fn next(&self) -> Option<(Span, [Hashes; 2])> {
+    fn next(&self) -> Option<(Span, [Option<Hash>; 2])> {
         let mut line = self.line();
         loop {
             if line.failed.is_some() {
@@ -209,12 +214,7 @@ impl Crew<'_> {
                     count: 1,
                     ..work.span
                 };
-                let one = |hashes: &mut Hashes| {
-                    let taken = hashes.0.first().copied();
-                    hashes.0.drain(..usize::from(taken.is_some()));
-                    Hashes(taken.into_iter().collect())
-                };
-                let offer = work.offer.each_mut().map(one);
+                let offer = work.offer.each_mut().map(|hashes| hashes.next());
                 work.span.first += 1;
                 work.span.count -= 1;
                 if work.span.count == 0 {
@@ -234,7 +234,7 @@ impl Crew<'_> {
         &self,
         lane: &TcpStream,
         span: Span,
-        offer: &[Hashes; 2],
+        offer: &[Option<Hash>; 2],
         open: &mut Option<(u32, File)>,
         buffer: &mut [u8],
     ) -> Result<(), CopyError> {
@@ -252,13 +252,16 @@ impl Crew<'_> {
         let bytes = entry.chunk_bytes(chunk);
         let (header, payload) = buffer[..FRAME_BYTES + bytes].split_at_mut(FRAME_BYTES);
         source.read(file, number, chunk, payload)?;
-        let hash = *blake3::hash(payload).as_bytes();
+        let seal = match is_something(offer) {
+            true => Seal::hash(payload),
+            false => Seal::checksum(payload),
+        };
         let frame = Frame {
-            origin: origin(offer, 0, &hash),
+            origin: origin(offer, &seal),
             file: number,
             chunk,
             bytes: bytes as u32,
-            hash,
+            seal,
         };
         header.copy_from_slice(&frame.encode());
         let out = match frame.origin {

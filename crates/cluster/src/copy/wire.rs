@@ -21,8 +21,7 @@ use super::CopyReport;
 use super::error::CopyError;
 use super::manifest::Entry;
 use super::path::RelPath;
-
-pub(crate) type Hash = [u8; HASH_BYTES];
+use super::seal::{Hash, SEAL_BYTES, Seal};
 
 /// What a node is asked for, first on a connection.
 #[derive(Serialize, Deserialize)]
@@ -133,7 +132,7 @@ pub(crate) struct Frame {
     pub(crate) file: u32,
     pub(crate) chunk: u32,
     pub(crate) bytes: u32,
-    pub(crate) hash: Hash,
+    pub(crate) seal: Seal,
 }
 
 /// Where the receiver gets a chunk from.
@@ -149,19 +148,22 @@ pub(crate) enum Origin {
 impl Frame {
     pub(crate) fn encode(&self) -> [u8; FRAME_BYTES] {
         let mut bytes = [0; FRAME_BYTES];
-        bytes[0] = self.origin as u8;
+        let (kind, seal) = self.seal.encode();
+        bytes[..2].copy_from_slice(&[self.origin as u8, kind]);
         bytes[4..8].copy_from_slice(&self.file.to_le_bytes());
         bytes[8..12].copy_from_slice(&self.chunk.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.bytes.to_le_bytes());
-        bytes[16..].copy_from_slice(&self.hash);
+        bytes[16..].copy_from_slice(&seal);
         bytes
     }
 
     pub(crate) fn decode(bytes: &[u8; FRAME_BYTES]) -> Result<Self, CopyError> {
-        let origin = match bytes[..4] {
-            [1, 0, 0, 0] => Origin::Sent,
-            [2, 0, 0, 0] => Origin::Partial,
-            [3, 0, 0, 0] => Origin::Old,
+        let seal = bytes[16..].try_into().expect("the rest is the seal");
+        let (origin, seal) = match (bytes[0], Seal::decode(bytes[1], seal), &bytes[2..4]) {
+            (1, Some(seal), [0, 0]) => (Origin::Sent, seal),
+            // What is there already was found by its hash.
+            (2, Some(seal @ Seal::Hash(_)), [0, 0]) => (Origin::Partial, seal),
+            (3, Some(seal @ Seal::Hash(_)), [0, 0]) => (Origin::Old, seal),
             _ => return Err(CopyError::Protocol("a chunk of an unknown kind".to_owned())),
         };
         let word =
@@ -171,7 +173,7 @@ impl Frame {
             file: word(4),
             chunk: word(8),
             bytes: word(12),
-            hash: bytes[16..].try_into().expect("the rest is the hash"),
+            seal,
         })
     }
 
@@ -200,8 +202,7 @@ pub(crate) fn out_of_turn() -> CopyError {
 pub(crate) const SPAN_CHUNKS: u32 = 64;
 /// Entries in one message: all of them of the longest kind fit the channel's longest message.
 pub(crate) const ENTRIES_PER_MESSAGE: usize = 256;
-const HASH_BYTES: usize = 32;
-pub(crate) const FRAME_BYTES: usize = 16 + HASH_BYTES;
+pub(crate) const FRAME_BYTES: usize = 16 + SEAL_BYTES;
 
 #[cfg(test)]
 mod tests {
@@ -211,11 +212,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_a_frame_or_an_error(bytes in prop::array::uniform32(any::<u8>()), kind in 0_u8..5, low in any::<[u8; 12]>()) {
+        fn any_bytes_are_a_frame_or_an_error(bytes in prop::array::uniform32(any::<u8>()), kind in 0_u8..5, seal in 0_u8..3, short in any::<bool>(), low in any::<[u8; 12]>()) {
             let mut frame = [0; FRAME_BYTES];
-            frame[0] = kind;
+            frame[..2].copy_from_slice(&[kind, seal]);
             frame[4..16].copy_from_slice(&low);
             frame[16..].copy_from_slice(&bytes);
+            if short {
+                frame[32..].fill(0);
+            }
             if let Ok(decoded) = Frame::decode(&frame) {
                 prop_assert_eq!(decoded.encode(), frame);
             }
@@ -237,7 +241,7 @@ mod tests {
             file: 1,
             chunk: 2,
             bytes: 3,
-            hash: [4; 32],
+            seal: Seal::Hash([4; 32]),
         };
         let bytes = frame.encode();
         assert_eq!(Frame::read(&mut &bytes[..]).unwrap(), Some(frame));
