@@ -98,7 +98,7 @@ fn converse(
         for lane in lanes {
             let relay_lane = relay_lanes.next();
             let reception = &reception;
-            scope.spawn(move || reception.work(lane, relay_lane));
+            scope.spawn(move || reception.work(talk, lane, relay_lane));
         }
         let obeyed = reception.obey(talk, relay.as_ref());
         if obeyed.is_err() {
@@ -251,7 +251,7 @@ impl Reception<'_> {
         }
     }
 
-    fn work(&self, mut lane: &TcpStream, mut relay: Option<RelayLane>) {
+    fn work(&self, talk: &Talk, mut lane: &TcpStream, mut relay: Option<RelayLane>) {
         let mut buffer = vec![0; FRAME_BYTES + CHUNK_BYTES];
         let outcome = loop {
             match Frame::read(&mut lane) {
@@ -264,11 +264,18 @@ impl Reception<'_> {
                 Err(error) => break Err(error),
             }
         };
+        // A sender whose lane is full does not notice that it was closed. Said without the lock, for it may take a while.
+        if let Err(error) = &outcome
+            && !matches!(error, CopyError::Cut(_))
+        {
+            let reason = error.to_string();
+            let _it_may_be_gone = talk.say(&Message::Failed { reason });
+        }
         let mut state = self.state();
         state.lanes_open -= 1;
         if let Err(error) = outcome {
             state.failed.get_or_insert(error);
-            // The sender notices and asks why; that wakes whoever answers.
+            // The sender notices, or has heard why; that wakes whoever answers.
             let _ = lane.shutdown(Shutdown::Both);
         }
         self.moved.notify_all();
