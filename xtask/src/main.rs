@@ -89,5 +89,6 @@ cargo xtask bench [FILTER]        the kernels' speed beside the machine's roofli
 cargo xtask instructions          what a call of the hottest kernels executes, against what is recorded (--help says more)
 cargo xtask peers                 Shoal's speed beside llama.cpp's, written to docs/PERFORMANCE.md (--help says more)
 cargo xtask peers fabric          sums over processes beside OpenMPI's and MLX's, written to docs/FABRIC.md
+cargo xtask peers cp              copying a file beside plain streams and rsync, written to docs/FABRIC.md
 cargo xtask help                  this text
 ";

