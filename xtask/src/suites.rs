@@ -15,9 +15,9 @@ pub(crate) fn build(suites: &[&str], words: &[&str]) -> Result<Vec<PathBuf>> {
         cargo.args(["--test", suite]);
     }
     let messages = output(cargo.args(words).args(["--message-format", "json"]))?;
-    let program = |suite: &&str| {
-        executable(&messages, suite)
-            .with_context(|| format!("cargo did not say where it put `{suite}`"))
+    let program = |name: &&str| {
+        executable(&messages, name)
+            .with_context(|| format!("cargo did not say where it put `{name}`"))
     };
     suites.iter().map(program).collect()
 }

@@ -73,13 +73,12 @@ impl Kind {
         let links = &report.links;
         let any = |transport: &str| links.iter().any(|link| link.transport == transport);
         let name = match place {
-            // What MPI has chosen, nobody tells.
-            _ if any(MPI) => Some(MPI),
             // Two of the ranks may share a machine; the network is what joins the others.
             Place::Network if any(TCP) => None,
             Place::ThisMachine if any(SHARED_MEMORY) => Some(SHARED_MEMORY),
-            // What RDMA should carry depends on the device, which nobody tells.
+            // What RDMA should carry depends on the device, and MPI on what it has chosen, which nobody tells.
             _ if any(RDMA) => Some(RDMA),
+            _ if any(MPI) => Some(MPI),
             Place::ThisMachine => Some("loopback"),
             Place::Network => Some(SHARED_MEMORY),
         };
@@ -384,7 +383,7 @@ mod tests {
         report.links[0].transport = MPI.to_owned();
         for place in [Place::Network, Place::ThisMachine] {
             let verdict = Verdict::of(&report, place);
-            assert_eq!((verdict.grade, &*verdict.link), (Grade::Healthy, "mpi"));
+            assert_eq!((verdict.grade, &*verdict.link), (Grade::Healthy, MPI));
         }
     }
 

@@ -2,9 +2,9 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use std::net::IpAddr;
 pub(crate) mod mpi;
 
+use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 

@@ -36,8 +36,8 @@ fn test(args: &LinkTestArgs, logs: &LogArgs) -> Result<()> {
             };
         }
     };
-    let measured = config(args, carrier).and_then(|config| measure(config, args.verbose, logs));
-    tell(args, measured)
+    let outcome = config(args, carrier).and_then(|config| measure(config, args.verbose, logs));
+    tell(args, outcome)
 }
 
 fn tell(args: &LinkTestArgs, outcome: Result<Outcome>) -> Result<()> {
@@ -146,9 +146,10 @@ fn measure(config: LinkTestConfig, verbose: bool, logs: &LogArgs) -> Result<Outc
 /// Returns what was found, on rank 0.
 #[cfg(feature = "mpi")]
 fn measure_over_mpi(args: &LinkTestArgs) -> Result<Option<Outcome>> {
-    if args.nodes.is_some() || placement::of(&args.machines)?.is_some() {
+    let is_placed = args.nodes.is_some() || placement::of(&args.machines)?.is_some();
+    if is_placed || args.interfaces.is_some() {
         bail!(
-            "over MPI, mpirun says how many ranks there are and where: leave out --nodes, --peer and --hostfile"
+            "over MPI, mpirun says how many ranks there are, where, and by which interfaces: leave out --nodes, --peer, --hostfile and --interfaces"
         );
     }
     let mut shown = Instant::now();
