@@ -11,7 +11,7 @@ use std::fs;
 const SUITES: [(&str, &[usize]); 3] = [
     ("mpi", &[2]),
     ("conformance", &[2, 3]),
-    ("collectives", &[4]),
+    ("collectives", &[4, 5]),
 ];
 
 /// What only the superuser can install, as `.ci/run` does.
