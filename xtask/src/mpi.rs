@@ -1,11 +1,12 @@
 //! The fabric's suites over MPI: each rank is a process that `mpirun` starts.
 
 use crate::{
-    shell::{check, command, succeeds, target},
+    shell::{check, command, output, succeeds, target},
     suites,
 };
 use anyhow::{Context, Result, ensure};
-use std::fs;
+use serde_json::Value;
+use std::{fs, process::Command};
 
 /// The suites, and with how many ranks each runs.
 const SUITES: [(&str, &[usize]); 3] = [
@@ -29,9 +30,11 @@ pub(crate) fn run() -> Result<()> {
             "`{program}` cannot be run; {PREPARATION}"
         );
     }
-    let words = ["--package", "shoal-fabric", "--features", "mpi"];
     let mut clippy = command("cargo");
-    clippy.arg("clippy").args(words).arg("--all-targets");
+    clippy.args(["clippy", "--features", "mpi", "--all-targets"]);
+    for package in ["shoal-fabric", "shoal-cluster", "shoal"] {
+        clippy.args(["--package", package]);
+    }
     check(clippy.args(["--", "-D", "warnings"])).context(PREPARATION)?;
     let names = SUITES.map(|(suite, _)| suite);
     let programs = suites::build(&names, &["--features", "mpi"])?;
@@ -44,19 +47,50 @@ pub(crate) fn run() -> Result<()> {
             }
             fs::create_dir_all(&folder)
                 .with_context(|| format!("creating {}", folder.display()))?;
-            let mut ranks = command("mpirun");
-            ranks.args(["-n", &world.to_string()]).arg(&program);
+            let mut ranks = mpirun(*world);
+            ranks.arg(&program);
             // All ranks run the same tests in the same order, and a failure shows before it ends all.
             ranks.args(["--test-threads", "1", "--nocapture", "--quiet"]);
             ranks.env("SHOAL_TEST_MPI", folder);
-            // Settings instead of options, since every MPI has its own options; those of others are ignored.
-            for (name, value) in SETTINGS {
-                ranks.env(name, value);
-            }
             check(&mut ranks)?;
         }
     }
+    test_links()
+}
+
+/// Tests the links between two ranks with the program itself.
+fn test_links() -> Result<()> {
+    let mut build = command("cargo");
+    check(build.args(["build", "--package", "shoal", "--features", "mpi"]))?;
+    let mut ranks = mpirun(2);
+    ranks.arg(target()?.join("debug/shoal"));
+    ranks.args([
+        "fabric",
+        "test",
+        "--transport",
+        "mpi",
+        "--sizes",
+        "4K,1M",
+        "--rounds",
+        "3",
+        "--json",
+    ]);
+    let report: Value = serde_json::from_str(output(&mut ranks)?.trim())?;
+    ensure!(
+        report["links"][0]["transport"] == "mpi",
+        "the link test did not go over MPI: {report}"
+    );
     Ok(())
+}
+
+fn mpirun(world: usize) -> Command {
+    let mut ranks = command("mpirun");
+    ranks.args(["-n", &world.to_string()]);
+    // Settings instead of options, since every MPI has its own options; those of others are ignored.
+    for (name, value) in SETTINGS {
+        ranks.env(name, value);
+    }
+    ranks
 }
 
 const SETTINGS: [(&str, &str); 6] = [

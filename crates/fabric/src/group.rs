@@ -106,6 +106,13 @@ impl Group {
         self.wire.links.cables(peer.index())
     }
 
+    /// Returns how many cables like the fastest of those would carry as much as they do together: fewer than there are where
+    /// some are slower.
+    #[must_use]
+    pub fn breadth(&self, peer: Rank) -> f64 {
+        self.wire.links.breadth(peer.index())
+    }
+
     /// Sets how long a peer may move no byte before it counts as lost: 30 s at first, a day at most.
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.wire.timeout = timeout.min(TIMEOUT_MAX);

@@ -27,6 +27,11 @@ pub(crate) trait Links: Send {
         usize::from(self.transport(peer).is_some())
     }
 
+    /// Returns how many cables like the fastest of them would carry as much as they do together.
+    fn breadth(&self, peer: usize) -> f64 {
+        self.cables(peer) as f64
+    }
+
     /// Names the cable that the next byte from `peer` comes over, or the next one to it goes, where there are several.
     fn turn(&self, _peer: usize, _reads: bool) -> Option<&str> {
         None

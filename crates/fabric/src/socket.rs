@@ -138,6 +138,13 @@ impl Links for TcpLinks {
         }
     }
 
+    fn breadth(&self, peer: usize) -> f64 {
+        match self.peers.get(peer) {
+            Some(Some(Line::Striped(link))) => link.breadth(),
+            _ => self.cables(peer) as f64,
+        }
+    }
+
     fn turn(&self, peer: usize, reads: bool) -> Option<&str> {
         match self.peers.get(peer)?.as_ref()? {
             Line::Striped(link) => Some(link.turn(reads)),

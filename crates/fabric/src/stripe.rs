@@ -172,6 +172,14 @@ impl StripedLink {
         (0..self.strands.len()).filter(carries).count()
     }
 
+    /// Returns how many cables like the fastest one would carry as much as all of them.
+    pub(crate) fn breadth(&self) -> f64 {
+        let turns = &self.schedule.turns;
+        let of = |place: u8| turns.iter().filter(|turn| **turn == place).count();
+        let most = turns.iter().map(|place| of(*place)).max();
+        most.map_or(1.0, |most| turns.len() as f64 / most as f64)
+    }
+
     /// What to look for on a connection.
     fn flags(&self, interest: Interest, place: usize) -> PollFlags {
         let mut flags = PollFlags::empty();

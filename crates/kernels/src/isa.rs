@@ -40,7 +40,7 @@ impl Isa {
         Self::NeonI8mm,
     ];
 
-    /// Returns the fastest proven instruction set of this processor.
+    /// Returns the fastest instruction set of this processor, of those that are chosen by themselves.
     pub fn detect() -> Self {
         Self::ALL
             .into_iter()

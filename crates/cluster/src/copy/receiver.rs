@@ -264,21 +264,22 @@ impl Reception<'_> {
                 Err(error) => break Err(error),
             }
         };
-        // A sender whose lane is full does not notice that it was closed. Said without the lock, for it may take a while.
-        if let Err(error) = &outcome
-            && !matches!(error, CopyError::Cut(_))
-        {
-            let reason = error.to_string();
-            let _it_may_be_gone = talk.say(&Message::Failed { reason });
-        }
         let mut state = self.state();
         state.lanes_open -= 1;
-        if let Err(error) = outcome {
-            state.failed.get_or_insert(error);
-            // The sender notices, or has heard why; that wakes whoever answers.
-            let _ = lane.shutdown(Shutdown::Both);
-        }
+        let Err(error) = outcome else {
+            drop(state);
+            return self.moved.notify_all();
+        };
+        let told = (!matches!(error, CopyError::Cut(_))).then(|| error.to_string());
+        state.failed.get_or_insert(error);
+        drop(state);
         self.moved.notify_all();
+        // A sender whose lane is full does not notice that it was closed. Said without the lock, for it may take a while.
+        if let Some(reason) = told {
+            let _it_may_be_gone = talk.say(&Message::Failed { reason });
+        }
+        // The sender notices, or has heard why; that wakes whoever answers.
+        let _ = lane.shutdown(Shutdown::Both);
     }
 
     fn take(

@@ -98,8 +98,9 @@ pub(super) fn reason(error: CopyError, talk: &Talk) -> CopyError {
         return error;
     }
     talk.close_lanes();
-    let asked = talk.say(&Message::Finish);
-    asked.ok().and_then(|()| talk.hear_out()).unwrap_or(error)
+    // It may have said so and left already.
+    let _nobody_may_hear = talk.say(&Message::Finish);
+    talk.hear_out().unwrap_or(error)
 }
 
 fn converse(

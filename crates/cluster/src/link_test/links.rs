@@ -70,6 +70,7 @@ pub(crate) fn lead(group: &mut Group, peer: Rank, load: Load) -> Result<LinkRepo
             .transport(peer)
             .map_or_else(String::new, |it| it.to_string()),
         cables: group.cables(peer),
+        breadth: group.breadth(peer),
         round_trip_4kib_us: Spread::of_us(&round_trips),
         message_bytes,
         there: Direction::of(message_bytes as f64, &there),

@@ -45,8 +45,8 @@ pub struct Report {
     pub world: u16,
     /// Repeats the same data.
     pub seed: u64,
-    /// What carries bytes between rank 0 and the others: `tcp`, `rdma`, `shared memory`, or several, as in
-    /// `shared memory and tcp`.
+    /// What carries bytes between rank 0 and the others: `tcp`, `rdma`, `shared memory`, `mpi`, or several, as
+    /// in `shared memory and tcp`.
     pub transport: String,
     /// Time from rank 0 listening to all ranks connected with each other.
     pub join_ms: f64,
@@ -86,10 +86,12 @@ pub struct LinkReport {
     pub from: u16,
     /// The higher rank.
     pub to: u16,
-    /// What carries its bytes: `tcp`, `rdma` or `shared memory`.
+    /// What carries its bytes: `tcp`, `rdma`, `shared memory` or `mpi`.
     pub transport: String,
     /// How many cables carry its bytes: several where a link over TCP is striped.
     pub cables: usize,
+    /// How many cables like the fastest of them would carry as much: as many, unless some are slower.
+    pub breadth: f64,
     /// 4 KiB sent there and 4 KiB sent back.
     pub round_trip_4kib_us: Spread,
     /// Size of the messages in both directions.

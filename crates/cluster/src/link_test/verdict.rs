@@ -161,7 +161,8 @@ fn network(report: &Report, kind: &Kind) -> Verdict {
         }
     }
     let slowest = |transport: &'static str| large(transport).min_by(by_rate);
-    let Some(slowest) = [TCP, RDMA, SHARED_MEMORY].into_iter().find_map(slowest) else {
+    let transports = [TCP, RDMA, MPI, SHARED_MEMORY];
+    let Some(slowest) = transports.into_iter().find_map(slowest) else {
         let summary = "the links are whole; no message was large enough to show their bandwidth";
         return verdict(Grade::Healthy, kind, summary.to_owned(), &[]);
     };
@@ -173,7 +174,7 @@ fn network(report: &Report, kind: &Kind) -> Verdict {
     let (name, percent) = (kind.name, 100.0 * rate / line);
     let each = match slowest.cables {
         1 => String::new(),
-        cables => format!(" on each of {cables} cables"),
+        cables => format!(" on the fastest of {cables} cables"),
     };
     if rate < FULL * line {
         let summary = format!(
@@ -201,12 +202,12 @@ fn rates<'a>(links: impl Iterator<Item = &'a LinkReport>) -> impl Iterator<Item 
     let large = links.filter(|link| is_large(link));
     large.flat_map(|link| {
         let peaks = [link.there.peak_gb_per_s, link.back.peak_gb_per_s];
-        peaks.map(|peak| peak / link.cables as f64)
+        peaks.map(|peak| peak / link.breadth)
     })
 }
 
 fn lower_rate(link: &LinkReport) -> f64 {
-    link.there.peak_gb_per_s.min(link.back.peak_gb_per_s) / link.cables as f64
+    link.there.peak_gb_per_s.min(link.back.peak_gb_per_s) / link.breadth
 }
 
 fn is_large(link: &LinkReport) -> bool {
@@ -280,6 +281,7 @@ mod tests {
             to,
             transport: TCP.to_owned(),
             cables: 1,
+            breadth: 1.0,
             round_trip_4kib_us: spread(us),
             message_bytes: 16 << 20,
             there: direction(there),
@@ -378,12 +380,21 @@ mod tests {
     }
 
     #[test]
+    fn a_slower_cable_beside_a_fast_one_is_no_fault() {
+        let mut report = report(&[(90.0, 1.47, 1.47)]);
+        (report.links[0].cables, report.links[0].breadth) = (2, 1.25);
+        let verdict = Verdict::of(&report, Place::Network);
+        assert_eq!((verdict.grade, &*verdict.link), (Grade::Healthy, "10 GbE"));
+    }
+
+    #[test]
     fn what_mpi_has_chosen_is_not_guessed() {
         let mut report = report(&[(40.0, 0.5, 0.5)]);
         report.links[0].transport = MPI.to_owned();
         for place in [Place::Network, Place::ThisMachine] {
             let verdict = Verdict::of(&report, place);
             assert_eq!((verdict.grade, &*verdict.link), (Grade::Healthy, MPI));
+            assert!(verdict.summary.contains("0.50 GB/s"), "{verdict:?}");
         }
     }
 

@@ -32,7 +32,7 @@ pub(crate) struct CopyArgs {
     /// File with the token that the nodes were started with.
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: PathBuf,
-    /// A node that `all:` means, as HOST:PORT; once for each. Each passes the files on to the next.
+    /// A node that `all:` means, as HOST:PORT (7070 unless given); once for each. Each passes the files on to the next.
     #[arg(long, value_name = "HOST:PORT", value_parser = node_address)]
     pub(crate) peer: Vec<String>,
     /// Read again what was written, and compare, before a file gets its name.
