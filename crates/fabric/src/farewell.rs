@@ -84,7 +84,8 @@ impl Wire {
     /// it says farewell as well: a socket that is closed before may take back what the other end has not read yet. The
     /// lost rank is told if that goes without waiting, so that it knows if it should wake up.
     pub(crate) fn end(&mut self, abort: Abort, midway: Vec<(Outgoing, &[u8])>) -> Abort {
-        let until = Instant::now() + FAREWELL_TIME_MAX;
+        let began = Instant::now();
+        let (mut until, last) = (began + FAREWELL_STILL_MAX, began + FAREWELL_TIME_MAX);
         let (payload, own) = (abort.encode(), self.rank.index());
         let mut said = vec![None; self.world()];
         said[own] = Some(abort);
@@ -96,7 +97,10 @@ impl Wire {
         }
         let mut talking: Vec<usize> = self.others().collect();
         loop {
-            self.push_in_order(&mut news, until);
+            // One that goes on reading is there to be told.
+            if self.push_in_order(&mut news, last) {
+                until = last.min(Instant::now() + FAREWELL_STILL_MAX);
+            }
             talking.retain(|&peer| {
                 let drained = self.peers[peer].drain(self.links.as_mut(), peer);
                 if let Drained::Farewell(abort) = drained {
@@ -109,18 +113,14 @@ impl Wire {
             // Of one that is only waited for, nobody knows yet whether it has something to say.
             let counts = |peer: usize| verdict.is_silence || peer != verdict.rank.index();
             news.retain(|(send, _)| counts(send.peer));
-            let heard = talking.iter().filter(|peer| counts(**peer));
-            let reading = heard.map(|&peer| Interest {
+            // One for each, for a peer that is only written to is not heard out.
+            let interest = |peer: usize| Interest {
                 peer,
-                read: true,
-                write: false,
-            });
-            let writing = news.iter().map(|(send, _)| Interest {
-                peer: send.peer,
-                read: false,
-                write: true,
-            });
-            let interests: Vec<Interest> = reading.chain(writing).collect();
+                read: counts(peer) && talking.contains(&peer),
+                write: news.iter().any(|(send, _)| send.peer == peer),
+            };
+            let interests = self.others().map(interest);
+            let interests: Vec<Interest> = interests.filter(|it| it.read || it.write).collect();
             let left = until.saturating_duration_since(Instant::now());
             if interests.is_empty() || left.is_zero() || self.links.wait(&interests, left).is_err()
             {
@@ -130,9 +130,9 @@ impl Wire {
         }
     }
 
-    /// Writes what the links take; what is done or hopeless leaves `news`.
-    fn push_in_order(&mut self, news: &mut Vec<(Outgoing, &[u8])>, until: Instant) {
-        let mut blocked = Vec::new();
+    /// Writes what the links take; what is done or hopeless leaves `news`. True when anything moved.
+    fn push_in_order(&mut self, news: &mut Vec<(Outgoing, &[u8])>, last: Instant) -> bool {
+        let (mut blocked, mut moved) = (Vec::new(), false);
         news.retain_mut(|(send, payload)| {
             // Nothing to the same peer overtakes what is half out.
             if blocked.contains(&send.peer) {
@@ -140,11 +140,11 @@ impl Wire {
             }
             while !send.is_done() {
                 // A long frame to one that goes on reading must not outlast the farewell.
-                if Instant::now() >= until {
+                if Instant::now() >= last {
                     return false;
                 }
                 match send.push(self.links.as_mut(), payload) {
-                    Ok(true) => {}
+                    Ok(true) => moved = true,
                     Ok(false) => {
                         blocked.push(send.peer);
                         return true;
@@ -154,6 +154,7 @@ impl Wire {
             }
             false
         });
+        moved
     }
 
     /// Reads all that has arrived, in search of news that the group is over.
@@ -277,7 +278,8 @@ fn doing(kind: Kind) -> &'static str {
     }
 }
 
-/// How long a rank that gives up talks to the survivors.
-const FAREWELL_TIME_MAX: Duration = Duration::from_millis(250);
+/// How long a rank that gives up talks to survivors that take nothing and say nothing, and to any.
+const FAREWELL_STILL_MAX: Duration = Duration::from_millis(250);
+const FAREWELL_TIME_MAX: Duration = Duration::from_secs(2);
 /// Bounds one look at what a peer has sent; more than sockets hold.
 const DRAIN_READS_MAX: usize = 1024;

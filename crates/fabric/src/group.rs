@@ -332,7 +332,7 @@ impl Group {
         }
     }
 
-    /// Ends the group, and tells every peer that can be told within 250 ms that `lost` is the rank to name.
+    /// Ends the group, and tells every peer that can be told within a moment that `lost` is the rank to name.
     ///
     /// Failures inside a collective do this by themselves. Does nothing when the group is over already.
     pub fn abort(&mut self, lost: Rank, reason: &str) {

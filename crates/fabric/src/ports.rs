@@ -3,6 +3,8 @@
 use std::cmp::Reverse;
 use std::net::IpAddr;
 
+use tracing::warn;
+
 use crate::addresses::{self, Address};
 use crate::interfaces::Interfaces;
 use crate::stripe::STRANDS_MAX;
@@ -53,8 +55,19 @@ impl Offer {
                 further: Vec::new(),
             });
         }
-        let all = addresses::of_this_machine()
-            .map_err(|error| format!("this machine does not tell its interfaces ({error})"))?;
+        let all = match addresses::of_this_machine() {
+            Ok(all) => all,
+            // The connection itself needs no list; only further cables do.
+            Err(error) if *interfaces == Interfaces::USUAL => {
+                warn!(%error, "this machine does not tell its interfaces: no further cables");
+                Vec::new()
+            }
+            Err(error) => {
+                return Err(format!(
+                    "this machine does not tell its interfaces ({error})"
+                ));
+            }
+        };
         Ok(Self::of(interfaces, near, &all))
     }
 

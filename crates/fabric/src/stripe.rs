@@ -27,6 +27,8 @@ pub(crate) struct StripedLink {
     over: Option<(usize, String)>,
     /// Nothing more can be read after that.
     drained: bool,
+    /// Nobody hears the other end out while a write waits: writes fail, and what has come can still be read.
+    forsaken: bool,
 }
 
 struct Strand {
@@ -54,13 +56,14 @@ impl StripedLink {
             received: 0,
             over: None,
             drained: false,
+            forsaken: false,
         })
     }
 
     pub(crate) fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         if self.over.is_some() {
             // What the other end has said before is heard first.
-            return if self.drained {
+            return if self.drained || self.forsaken {
                 Err(self.ended())
             } else {
                 Ok(0)
@@ -126,8 +129,8 @@ impl StripedLink {
     /// Says whether a sleep on [`files`](Self::files) ends by itself.
     pub(crate) fn prepare_sleep(&mut self, interest: Interest) -> bool {
         if self.over.is_some() && interest.write && !interest.read {
-            // Nobody wants to hear the other end out.
-            self.drained = true;
+            self.forsaken = true;
+            return false;
         }
         !self.drained
     }
@@ -414,6 +417,22 @@ mod tests {
                 assert!(error.starts_with("the cable from 127.0.0.1"), "{error}");
             }
         }
+    }
+
+    #[test]
+    fn what_an_end_has_said_is_heard_although_nobody_waited_for_it() {
+        let [mut ours, mut theirs] = links(&[1, 1]);
+        let written = theirs.write(&[IoSlice::new(b"rank 2 was lost")]);
+        drop(theirs);
+        ours.end(1, "it was closed");
+        let write_only = Interest {
+            peer: 0,
+            read: false,
+            write: true,
+        };
+        assert!(!ours.prepare_sleep(write_only), "a write fails now");
+        assert!(ours.write(&[IoSlice::new(b"more")]).is_err());
+        assert_eq!(hear_out(&mut ours).0, written.expect("room"));
     }
 
     #[test]

@@ -398,10 +398,11 @@ fn group(
         for (index, peer) in peers.into_iter().enumerate() {
             let (settle, span, tell) = (&settle, &span, tell.clone());
             if let Some(peer) = peer {
-                scope.spawn(move || {
+                let settling = thread::Builder::new().name("settling".to_owned());
+                settling.spawn_scoped(scope, move || {
                     let outcome = span.in_scope(|| settle(index, peer));
                     let _one_may_have_failed = tell.send((index, outcome));
-                });
+                })?;
             }
         }
         drop(tell);

@@ -36,6 +36,16 @@ pub(super) fn lease() -> Result<Lease, FabricError> {
                 .to_owned(),
         ));
     }
+    let mut is_over = 0;
+    // SAFETY: may be asked at any time.
+    check("MPI_Finalized", unsafe {
+        ffi::MPI_Finalized(&raw mut is_over)
+    })?;
+    if is_over != 0 {
+        return Err(FabricError::Invalid(
+            "MPI has been ended in this process".to_owned(),
+        ));
+    }
     started.departed.retain_mut(|line| !line.is_over());
     started.is_leased = true;
     started.groups = started.groups.wrapping_add(1);
