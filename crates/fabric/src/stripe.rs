@@ -272,7 +272,6 @@ const UNIT_BYTES: u64 = 64 * 1024;
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
-    use std::thread;
     use std::time::Duration;
 
     use proptest::prelude::*;
@@ -407,7 +406,7 @@ mod tests {
             let written = theirs.write(&[IoSlice::new(&said)]).expect("room");
             let torn = theirs.strands[lost].stream.shutdown(Shutdown::Both);
             torn.expect("it was open");
-            let (ours, theirs) = thread::scope(|scope| {
+            let (ours, theirs) = std::thread::scope(|scope| {
                 let ours = scope.spawn(|| hear_out(&mut ours));
                 let theirs = hear_out(&mut theirs);
                 (ours.join().expect("no panic"), theirs)
