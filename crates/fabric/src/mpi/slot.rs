@@ -22,6 +22,8 @@ pub(super) struct Slot {
     bytes: NonNull<[u8]>,
     /// Null while the memory is ours.
     request: ffi::MPI_Request,
+    /// Whether it is, or was, for a message to come.
+    is_receive: bool,
 }
 
 // SAFETY: memory and request belong to this value alone, and the requests of a process may be used by any of its threads,
@@ -35,6 +37,7 @@ impl Slot {
             // Not a `Box`, for that may not be touched by others while it exists.
             bytes: NonNull::from(Box::leak(vec![0; bytes].into_boxed_slice())),
             request: null(),
+            is_receive: false,
         }
     }
 
@@ -66,6 +69,7 @@ impl Slot {
     /// Waits for the next message of `route` that no other slot waits for.
     pub(super) fn receive(&mut self, route: Route) -> io::Result<()> {
         let count = count(self.bytes_mut().len());
+        self.is_receive = true;
         // SAFETY: MPI runs for as long as there is a communicator. The memory is `count` bytes long and stays where it is;
         // it is ours, as `bytes_mut` has checked, and nothing touches it before the request has ended.
         check("MPI_Irecv", unsafe {
@@ -85,6 +89,7 @@ impl Slot {
     /// hold is ever under way.
     pub(super) fn send(&mut self, route: Route, bytes: usize) -> io::Result<()> {
         let count = count(self.bytes_mut()[..bytes].len());
+        self.is_receive = false;
         // SAFETY: as in `receive`; MPI only reads.
         check("MPI_Issend", unsafe {
             ffi::MPI_Issend(
@@ -99,7 +104,7 @@ impl Slot {
         })
     }
 
-    /// Looks whether the request has ended; returns the length of the message then. Also lets all others go on.
+    /// Looks whether the request has ended; returns the length of what came then, 0 for what was sent. Also lets all others go on.
     ///
     /// # Panics
     /// When there is none.
@@ -113,8 +118,11 @@ impl Slot {
         if ended == 0 {
             return Ok(None);
         }
+        if !self.is_receive {
+            return Ok(Some(0));
+        }
         let mut bytes = 0;
-        // SAFETY: MPI fills the status of a request that has ended.
+        // SAFETY: MPI fills the status of a receive that has ended; that of a send has no count.
         check("MPI_Get_count", unsafe {
             ffi::MPI_Get_count(status.as_ptr(), ffi::RSMPI_UINT8_T, &raw mut bytes)
         })?;
