@@ -17,12 +17,13 @@ with AVX2, the widest vectors valgrind knows.
 ";
 
 /// The kernels of the `hot` example.
-const KERNELS: [&str; 3] = ["decode", "prefill", "attention"];
+const KERNELS: [&str; 4] = ["decode", "decode-q4_k", "prefill", "attention"];
 /// Other processors let the system's library choose other ways to copy.
 const TOLERANCE: f64 = 0.03;
 const HEADER: &str = "\
-# Instructions of one call, with AVX2: a product of 256 x 2048 weights in Q4_0 with 1 token (decode) and 64 (prefill), and
-# the attention of one token of 8 heads in 2 groups to 512 positions. Written by `cargo xtask instructions --record`.
+# Instructions of one call, with AVX2: a product of 256 x 2048 weights in Q4_0 with 1 token (decode) and 64 (prefill), the
+# former in Q4_K as well, and the attention of one token of 8 heads in 2 groups to 512 positions. Written by
+# `cargo xtask instructions --record`.
 ";
 
 /// Runs the check, or the recording.

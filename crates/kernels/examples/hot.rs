@@ -18,7 +18,7 @@ const PAGE_TOKENS: usize = 32;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [kernel, isa, calls] = arguments.as_slice() else {
-        return Err("usage: hot decode|prefill|attention ISA CALLS".into());
+        return Err("usage: hot decode|decode-q4_k|prefill|attention ISA CALLS".into());
     };
     let cpu = Cpu::new(CpuConfig {
         isa: Isa::parse(isa)?,
@@ -27,16 +27,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     })?;
     let calls = calls.parse()?;
     match kernel.as_str() {
-        "decode" => products(&cpu, 1, calls)?,
-        "prefill" => products(&cpu, 64, calls)?,
+        "decode" => products(&cpu, Dtype::Q4_0, 1, calls)?,
+        "decode-q4_k" => products(&cpu, Dtype::Q4K, 1, calls)?,
+        "prefill" => products(&cpu, Dtype::Q4_0, 64, calls)?,
         "attention" => attention(&cpu, calls)?,
         unknown => return Err(format!("no kernel is called {unknown}").into()),
     }
     Ok(())
 }
 
-fn products(cpu: &Cpu, tokens: usize, calls: u32) -> Result<(), Box<dyn std::error::Error>> {
-    let dtype = Dtype::Q4_0;
+fn products(
+    cpu: &Cpu,
+    dtype: Dtype,
+    tokens: usize,
+    calls: u32,
+) -> Result<(), Box<dyn std::error::Error>> {
     let bytes = dtype.row_bytes(COLS).ok_or("whole blocks")? * ROWS;
     let weights = (0..bytes).map(|i| (i % 61) as u8).collect();
     let matrix = Matrix::new(dtype, ROWS, COLS, weights)?;

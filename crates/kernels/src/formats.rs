@@ -35,13 +35,20 @@ pub(crate) trait Format: Copy + Sync {
     const ZERO: u8 = 0;
     /// Whether chunks have a `min`.
     const MINS: bool = false;
-    /// How many cache lines to ask for with each chunk, if the shape is not constant.
-    const LINES: Option<usize> = None;
+    /// Whether a block has eight chunks whose bits share words, so that each is best read by code of its own.
+    const UNROLLED: bool = false;
     /// What the chunks of a block share, decoded once.
     type Header<S: Simd>: Copy;
 
     /// Returns what a block takes.
     fn shape(self) -> Shape;
+
+    /// Returns where in a block the unit is that panels keep at `at`: in the order in which kernels first read them, as
+    /// processors fetch ahead in one direction only.
+    #[inline(always)]
+    fn source(self, at: usize) -> usize {
+        at
+    }
 
     /// Writes a block as floats: the definition.
     fn dequantize(self, block: &[u8], out: &mut [f32]);
@@ -74,7 +81,7 @@ pub(crate) trait Format: Copy + Sync {
 pub(crate) struct Shape {
     pub(crate) bytes: usize,
     pub(crate) chunks: usize,
-    /// Offsets of the floats of two bytes; all else is read in words of four bytes.
+    /// Offsets, in a panel, of the floats of two bytes; all else is read in words of four bytes.
     pub(crate) half_floats: &'static [usize],
 }
 
@@ -97,7 +104,7 @@ impl<S: Simd> Copy for Scales<S> {}
 
 /// The same block of some neighbouring rows of a panel, from row `first` on, as many as a vector has lanes.
 ///
-/// In a panel, what is at `offset` in the block of a row is at `PANEL_ROWS * offset`, one unit for each row.
+/// In a panel, what is at [`Format::source`]`(offset)` in the block of a row is at `PANEL_ROWS * offset`, one unit for each row.
 #[derive(Clone, Copy)]
 pub(crate) struct Lanes<'a> {
     pub(crate) record: &'a [u8],

@@ -46,7 +46,7 @@ fn pack_panel<F: Format>(format: F, row_bytes: usize, rows: &[u8], panel: &mut [
     for (b, record) in records.enumerate() {
         let mut at = 0;
         while at < bytes {
-            let from = b * bytes + at;
+            let from = b * bytes + format.source(at);
             at += if half_floats.contains(&at) {
                 interleave::<2>(rows, row_bytes, from, &mut record[PANEL_ROWS * at..])
             } else {
@@ -91,9 +91,10 @@ fn dequantize<F: Format>(format: F, panel: &[u8], r: usize, out: &mut [f32]) {
         while at < bytes {
             let unit = if half_floats.contains(&at) { 2 } else { 4 };
             let from = PANEL_ROWS * at + r * unit;
-            block[at..at + unit].copy_from_slice(&record[from..from + unit]);
+            let unit_of_block = &mut block[format.source(at)..][..unit];
+            unit_of_block.copy_from_slice(&record[from..from + unit]);
             if F::BITS == Some(at) {
-                change(&mut block[at..at + unit], gather);
+                change(unit_of_block, gather);
             }
             at += unit;
         }

@@ -1,8 +1,7 @@
 //! What the machine can do: bytes read from memory, multiply-adds of 8-bit integers and of floats.
 //!
 //! Threads share nothing but the memory bus. Memory is read from the kind of buffer that weights lie in, once by plain
-//! loads and once with prefetches as the kernels have them: which is faster depends on the processor, and the faster one
-//! is the bound.
+//! loads and once with prefetches: which is faster depends on the processor, and the faster one is the bound.
 
 mod peak;
 mod read;

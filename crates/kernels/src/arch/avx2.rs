@@ -207,8 +207,7 @@ impl<D: Dot> Simd for Avx2<D> {
             _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
         }
         // Prefetches do not fault, whatever the address.
-        fn prefetch(self, address: *const u8) { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
-        fn prefetch_later(self, address: *const u8) { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+        fn prefetch(self, address: *const u8) { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
         fn splat_i32(self, x: i32) -> __m256i { _mm256_set1_epi32(x) }
         fn splat_bytes(self, bytes: [i8; 4]) -> __m256i {
             _mm256_set1_epi32(i32::from_ne_bytes(bytes.map(|b| b as u8)))

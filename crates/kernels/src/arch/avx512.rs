@@ -125,8 +125,7 @@ impl Simd for Avx512 {
         fn sum(self, x: __m512) -> f32 { _mm512_reduce_add_ps(x) }
         fn largest(self, x: __m512) -> f32 { _mm512_reduce_max_ps(x) }
         // Prefetches do not fault, whatever the address.
-        fn prefetch(self, address: *const u8) { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
-        fn prefetch_later(self, address: *const u8) { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+        fn prefetch(self, address: *const u8) { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
         fn splat_i32(self, x: i32) -> __m512i { _mm512_set1_epi32(x) }
         fn splat_bytes(self, bytes: [i8; 4]) -> __m512i {
             _mm512_set1_epi32(i32::from_ne_bytes(bytes.map(|b| b as u8)))

@@ -102,10 +102,9 @@ pub(crate) trait Simd: Copy {
     /// The largest lane.
     fn largest(self, x: Self::F32) -> f32;
 
-    /// Hints that the cache line at `address` will be read soon; any address is allowed.
+    /// Hints that the cache line at `address`, which may be any, will be read a while later: into the second cache, which can
+    /// wait for more lines at once than the first.
     fn prefetch(self, address: *const u8);
-    /// The same for what is read a while later: into the second cache, which can wait for more lines at once than the first.
-    fn prefetch_later(self, address: *const u8);
 
     fn splat_i32(self, x: i32) -> Self::I32;
     /// Loads `4 * LANES` bytes.

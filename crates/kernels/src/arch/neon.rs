@@ -232,14 +232,6 @@ impl<D: Dot> Simd for Neon<D> {
     fn prefetch(self, address: *const u8) {
         // SAFETY: prefetches do not fault, whatever the address, and change no contents.
         unsafe {
-            asm!("prfm pldl1keep, [{}]", in(reg) address.addr(), options(nomem, nostack, preserves_flags));
-        }
-    }
-
-    #[inline(always)]
-    fn prefetch_later(self, address: *const u8) {
-        // SAFETY: prefetches do not fault, whatever the address, and change no contents.
-        unsafe {
             asm!("prfm pldl2keep, [{}]", in(reg) address.addr(), options(nomem, nostack, preserves_flags));
         }
     }

@@ -120,9 +120,6 @@ impl Simd for Scalar {
     fn prefetch(self, _address: *const u8) {}
 
     #[inline(always)]
-    fn prefetch_later(self, _address: *const u8) {}
-
-    #[inline(always)]
     fn splat_i32(self, x: i32) -> Self::I32 {
         [x as u32; LANES]
     }

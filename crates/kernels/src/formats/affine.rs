@@ -22,8 +22,6 @@ impl<const BITS: usize> Affine<BITS> {
 impl<const BITS: usize> Format for Affine<BITS> {
     const WIDE: bool = BITS == 8;
     const MINS: bool = true;
-    // A line for each bit, and one with the scales.
-    const LINES: Option<usize> = Some(BITS + 1);
     type Header<S: Simd> = Scales<S>;
 
     #[inline(always)]

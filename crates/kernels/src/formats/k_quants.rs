@@ -7,8 +7,8 @@ use crate::arch::Simd;
 /// both. The first four of each are in the low bits of bytes 0..4 and 4..8; the low nibbles of the other four in bytes
 /// 8..12, their upper two bits in the upper bits of bytes 0..8.
 pub(crate) struct KHeader<S: Simd> {
-    scales: [S::F32; 8],
-    mins: [S::F32; 8],
+    scales: Factors<S>,
+    mins: Factors<S>,
 }
 
 impl<S: Simd> Clone for KHeader<S> {
@@ -26,35 +26,54 @@ impl<S: Simd> KHeader<S> {
         let (low, mid, high) = (block.word(s, 4), block.word(s, 8), block.word(s, 12));
         let min = s.sub(s.splat(0.0), block.half_float(s, 2));
         Self {
-            scales: Self::products(s, block.half_float(s, 0), low, high),
-            mins: Self::products(s, min, mid, s.shift_right(high, 4)),
+            scales: Factors::new(s, block.half_float(s, 0), low, high),
+            mins: Factors::new(s, min, mid, s.shift_right(high, 4)),
         }
     }
 
-    /// Returns `unit` times the eight factors that `word` has the lower six bits of four and the upper two of four of, and
-    /// `nibbles` the lower four of the others.
     #[inline(always)]
-    fn products(s: S, unit: S::F32, word: S::I32, nibbles: S::I32) -> [S::F32; 8] {
-        let upper = s.and(s.shift_right(word, 2), 0x3030_3030);
-        let last = s.or(s.and(nibbles, 0x0f0f_0f0f), upper);
-        let first = s.and(word, 0x3f3f_3f3f);
-        let mut products = [unit; 8];
-        for i in 0..4 {
-            let shift = i as u32 * 8;
-            let factor = s.and(s.shift_right(first, shift), 0xff);
-            products[i] = s.mul(s.to_f32(factor), unit);
-            let factor = s.and(s.shift_right(last, shift), 0xff);
-            products[i + 4] = s.mul(s.to_f32(factor), unit);
-        }
-        products
-    }
-
-    #[inline(always)]
-    fn chunk(&self, i: usize) -> Scales<S> {
+    fn chunk(&self, s: S, i: usize) -> Scales<S> {
         Scales {
-            scales: [self.scales[i]; 2],
-            min: self.mins[i],
+            scales: [self.scales.product(s, i); 2],
+            min: self.mins.product(s, i),
         }
+    }
+}
+
+/// Eight numbers in two words, and what they count in. They stay packed: registers hold no eight products.
+struct Factors<S: Simd> {
+    unit: S::F32,
+    first: S::I32,
+    last: S::I32,
+}
+
+impl<S: Simd> Clone for Factors<S> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S: Simd> Copy for Factors<S> {}
+
+impl<S: Simd> Factors<S> {
+    /// Takes the eight that `word` has the lower six bits of four and the upper two of four of, and `nibbles` the lower four
+    /// of the others.
+    #[inline(always)]
+    fn new(s: S, unit: S::F32, word: S::I32, nibbles: S::I32) -> Self {
+        let upper = s.and(s.shift_right(word, 2), 0x3030_3030);
+        Self {
+            unit,
+            first: s.and(word, 0x3f3f_3f3f),
+            last: s.or(s.and(nibbles, 0x0f0f_0f0f), upper),
+        }
+    }
+
+    #[inline(always)]
+    fn product(&self, s: S, i: usize) -> S::F32 {
+        let word = if i < 4 { self.first } else { self.last };
+        let factor = s.and(s.shift_right(word, i as u32 % 4 * 8), 0xff);
+        s.mul(s.to_f32(factor), self.unit)
     }
 }
 
@@ -85,6 +104,7 @@ fn dequantize_k(block: &[u8], quants: &[u8], fifth: impl Fn(usize) -> u8, out: &
 pub(crate) struct Q4K;
 
 impl Format for Q4K {
+    const UNROLLED: bool = true;
     const MINS: bool = true;
     type Header<S: Simd> = KHeader<S>;
 
@@ -107,8 +127,8 @@ impl Format for Q4K {
     }
 
     #[inline(always)]
-    fn scales<S: Simd>(self, _: S, header: &KHeader<S>, _: Lanes<'_>, i: usize) -> Scales<S> {
-        header.chunk(i)
+    fn scales<S: Simd>(self, s: S, header: &KHeader<S>, _: Lanes<'_>, i: usize) -> Scales<S> {
+        header.chunk(s, i)
     }
 
     #[inline(always)]
@@ -123,6 +143,7 @@ impl Format for Q4K {
 pub(crate) struct Q5K;
 
 impl Format for Q5K {
+    const UNROLLED: bool = true;
     const MINS: bool = true;
     type Header<S: Simd> = KHeader<S>;
 
@@ -132,6 +153,16 @@ impl Format for Q5K {
             bytes: 176,
             chunks: 8,
             half_floats: &[0, 2],
+        }
+    }
+
+    /// Each word of fifth bits, and the word of the first run that is read with it; then the other runs.
+    #[inline(always)]
+    fn source(self, at: usize) -> usize {
+        match (at, at % 8 / 4) {
+            (16..80, 0) => 16 + (at - 16) / 2,
+            (16..80, _) => 48 + (at - 20) / 2,
+            _ => at,
         }
     }
 
@@ -146,16 +177,24 @@ impl Format for Q5K {
     }
 
     #[inline(always)]
-    fn scales<S: Simd>(self, _: S, header: &KHeader<S>, _: Lanes<'_>, i: usize) -> Scales<S> {
-        header.chunk(i)
+    fn scales<S: Simd>(self, s: S, header: &KHeader<S>, _: Lanes<'_>, i: usize) -> Scales<S> {
+        header.chunk(s, i)
     }
 
     #[inline(always)]
     fn quants<S: Simd>(self, s: S, block: Lanes<'_>, i: usize, group: usize) -> S::I32 {
-        let pair = block.word(s, 48 + i / 2 * CHUNK + 4 * group);
+        let pair = match i / 2 {
+            0 => block.word(s, 20 + 8 * group),
+            run => block.word(s, 48 + run * CHUNK + 4 * group),
+        };
         let nibbles = s.and(s.shift_right(pair, i as u32 % 2 * 4), 0x0f0f_0f0f);
-        let bits = s.shift_right(block.word(s, 16 + 4 * group), i as u32);
-        s.or(nibbles, s.shift_left(s.and(bits, 0x0101_0101), 4))
+        let bits = block.word(s, 16 + 8 * group);
+        let fifth = if i < 4 {
+            s.shift_left(bits, 4 - i as u32)
+        } else {
+            s.shift_right(bits, i as u32 - 4)
+        };
+        s.or(nibbles, s.and(fifth, 0x1010_1010))
     }
 }
 
@@ -166,16 +205,33 @@ impl Format for Q5K {
 pub(crate) struct Q6K;
 
 impl Format for Q6K {
+    const UNROLLED: bool = true;
     const HALVES: bool = true;
     const ZERO: u8 = 32;
-    type Header<S: Simd> = [S::F32; 16];
+    type Header<S: Simd> = S::F32;
 
     #[inline(always)]
     fn shape(self) -> Shape {
         Shape {
             bytes: 210,
             chunks: 8,
-            half_floats: &[208],
+            half_floats: &[0],
+        }
+    }
+
+    /// What chunks share; of each half, the words of the first run and of the pairs in turns, and the second run.
+    #[inline(always)]
+    fn source(self, at: usize) -> usize {
+        if at < 2 {
+            return 208 + at;
+        } else if at < 18 {
+            return 190 + at;
+        }
+        let (half, at) = ((at - 18) / 96, (at - 18) % 96);
+        match (at, at % 8 / 4) {
+            (0..64, 0) => 64 * half + at / 2,
+            (0..64, _) => 128 + 32 * half + (at - 4) / 2,
+            _ => 64 * half + at - 32,
         }
     }
 
@@ -191,36 +247,37 @@ impl Format for Q6K {
     }
 
     #[inline(always)]
-    fn header<S: Simd>(self, s: S, block: Lanes<'_>) -> [S::F32; 16] {
-        let unit = block.half_float(s, 208);
-        let mut scales = [unit; 16];
-        for word in 0..4 {
-            let factors = block.word(s, 192 + 4 * word);
-            for byte in 0..4 {
-                // To the top of the word and down again, for the sign.
-                let top = s.shift_left(factors, 24 - 8 * byte);
-                let factor = s.to_f32(s.shift_right_signed(top, 24));
-                scales[4 * word + byte as usize] = s.mul(factor, unit);
-            }
-        }
-        scales
+    fn header<S: Simd>(self, s: S, block: Lanes<'_>) -> S::F32 {
+        block.half_float(s, 0)
     }
 
     #[inline(always)]
-    fn scales<S: Simd>(self, _: S, header: &[S::F32; 16], _: Lanes<'_>, i: usize) -> Scales<S> {
-        Scales {
-            scales: [header[2 * i], header[2 * i + 1]],
-            min: header[0],
+    fn scales<S: Simd>(self, s: S, unit: &S::F32, block: Lanes<'_>, i: usize) -> Scales<S> {
+        let factors = block.word(s, 2 + i / 2 * 4);
+        let mut scales = [*unit; 2];
+        for half in 0..2 {
+            // To the top of the word and down again, for the sign.
+            let top = s.shift_left(factors, 24 - 8 * (i as u32 % 2 * 2 + half));
+            let factor = s.to_f32(s.shift_right_signed(top, 24));
+            scales[half as usize] = s.mul(factor, *unit);
         }
+        Scales { scales, min: *unit }
     }
 
     #[inline(always)]
     fn quants<S: Simd>(self, s: S, block: Lanes<'_>, i: usize, group: usize) -> S::I32 {
         let (half, k) = (i / 4, i % 4);
-        let nibbles = block.word(s, 64 * half + k % 2 * CHUNK + 4 * group);
+        let nibbles = match k % 2 {
+            0 => block.word(s, 18 + 96 * half + 8 * group),
+            _ => block.word(s, 82 + 96 * half + 4 * group),
+        };
         let low = s.and(s.shift_right(nibbles, k as u32 / 2 * 4), 0x0f0f_0f0f);
-        let pairs = block.word(s, 128 + 32 * half + 4 * group);
-        let high = s.and(s.shift_right(pairs, k as u32 * 2), 0x0303_0303);
-        s.or(low, s.shift_left(high, 4))
+        let pairs = block.word(s, 22 + 96 * half + 8 * group);
+        let high = if k < 2 {
+            s.shift_left(pairs, 4 - 2 * k as u32)
+        } else {
+            s.shift_right(pairs, 2 * k as u32 - 4)
+        };
+        s.or(low, s.and(high, 0x3030_3030))
     }
 }

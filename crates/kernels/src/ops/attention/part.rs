@@ -60,12 +60,15 @@ impl Operation for AttendPart<'_, '_> {
 impl AttendPart<'_, '_> {
     #[inline(always)]
     fn attend_to<S: Simd, E: Element>(self, s: S, kept: Numbers<'_, E>) {
-        // Sums under way at once are queries × vectors: enough to fill the pipelines, few enough for the registers.
-        match self.tile.range.len() {
-            0 => {}
-            1 => self.attend::<S, E, 1, 2>(s, kept),
-            2..=4 => self.attend::<S, E, 4, 2>(s, kept),
-            _ => self.attend::<S, E, TILE_MAX, 1>(s, kept),
+        // Sums under way at once are queries × vectors, of scores and of values: enough to fill the pipelines, few enough for
+        // the registers, of which AVX-512 has twice as many; there the queries of scores come straight from memory.
+        match (self.tile.range.len(), S::LANES) {
+            (0, _) => {}
+            (1, _) => self.attend::<S, E, 1, 2, 2>(s, kept),
+            (2..=4, 16) => self.attend::<S, E, 4, 1, 4>(s, kept),
+            (2..=4, _) => self.attend::<S, E, 4, 2, 2>(s, kept),
+            (_, 16) => self.attend::<S, E, TILE_MAX, 1, 2>(s, kept),
+            _ => self.attend::<S, E, TILE_MAX, 1, 1>(s, kept),
         }
     }
 
@@ -74,7 +77,7 @@ impl AttendPart<'_, '_> {
     /// A position that a query may not see gets weight 0, so a NaN among the values of a later
     /// token of the same span can reach earlier queries of its tile; other sequences it cannot reach.
     #[inline(always)]
-    fn attend<S: Simd, E: Element, const Q: usize, const V: usize>(
+    fn attend<S: Simd, E: Element, const Q: usize, const K: usize, const V: usize>(
         mut self,
         s: S,
         kept: Numbers<'_, E>,
@@ -112,7 +115,7 @@ impl AttendPart<'_, '_> {
             let used = range.len() * token_stride;
             for i in range.clone() {
                 let scores = &mut scores[(i - block) * token_stride..];
-                score_page::<S, E, Q, V>(s, queries, keys(i), scores, row);
+                score_page::<S, E, Q, K>(s, queries, keys(i), scores, row);
             }
             for q in 0..Q {
                 let scores = &mut scores[q * row..][..used];
@@ -309,7 +312,7 @@ fn add_vectors<S: Simd, E: Element, const Q: usize, const V: usize>(
 #[inline(always)]
 fn load<S: Simd, E: Element, const V: usize>(s: S, from: &[E], next: &[E]) -> [S::F32; V] {
     for line in next[..V * S::LANES].chunks(LINE_BYTES / size_of::<E>()) {
-        s.prefetch_later(line.as_ptr().cast());
+        s.prefetch(line.as_ptr().cast());
     }
     let mut vectors = [s.splat(0.0); V];
     for (v, vector) in vectors.iter_mut().enumerate() {

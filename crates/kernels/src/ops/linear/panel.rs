@@ -1,24 +1,20 @@
 //! Integer products: panels of quantised rows with tiles of tokens.
 //!
 //! A panel is read once for all tokens; within it, each tile of tokens goes through all blocks with its sums in
-//! registers. One instruction multiplies four weights of each lane's row with four activations, and nothing is summed
+//! registers. It is read from its first byte to its last, which processors foresee: to ask for what comes made it slower. One instruction multiplies four weights of each lane's row with four activations, and nothing is summed
 //! across lanes. Every output is summed in the order of its columns whatever the tile, so that a token's outputs do not
 //! depend on which other tokens are computed with it, nor on the instruction set.
 
 use std::ops::Range;
 
 use crate::arch::Simd;
-use crate::formats::{Format, Lanes, PANEL_ROWS, Scales, Shape};
+use crate::formats::{CHUNK, Format, Lanes, PANEL_ROWS, Scales, Shape};
 
 use super::activations::{Activations, Side, Tile};
 use super::{Columns, Rows};
 
 /// Most tokens that are multiplied with a panel at a time.
 pub(crate) const TILE: usize = 8;
-
-/// How far ahead of use weights are asked for.
-const PREFETCH_BYTES: usize = 4096;
-const CACHE_LINE_BYTES: usize = 64;
 
 /// Computes `rows`, which start with a panel, for all tokens.
 #[inline(always)]
@@ -118,9 +114,6 @@ impl<F: Format> Panel<'_, F> {
             .quants
             .chunks_exact(W * chunks)
             .zip(tile.sides.chunks_exact(W * chunks));
-        let chunk_bytes = PANEL_ROWS * bytes / chunks;
-        let lines = F::LINES.unwrap_or(chunk_bytes.div_ceil(CACHE_LINE_BYTES));
-        let first_pass = tile.first + offset + lane == 0;
         for (record, (quants, sides)) in records.zip(blocks) {
             let mut lanes = [Lanes {
                 record,
@@ -133,43 +126,68 @@ impl<F: Format> Panel<'_, F> {
             for v in 1..R {
                 headers[v] = self.format.header(s, lanes[v]);
             }
-            let quants = quants.as_chunks::<W>().0;
-            let sides = sides.as_chunks::<W>().0;
-            for i in 0..chunks {
-                if first_pass {
-                    let ahead = record
-                        .as_ptr()
-                        .wrapping_add(PREFETCH_BYTES + record.len() + i * chunk_bytes);
-                    for line in 0..lines {
-                        s.prefetch(ahead.wrapping_add(line * CACHE_LINE_BYTES));
-                    }
-                }
-                let fours = quants[i].as_flattened().as_chunks::<4>().0;
-                let mut parts = lanes;
-                for part in &mut parts {
-                    *part = self.format.chunk(*part, i);
-                }
-                let chunk = Chunk::<F, R, W> {
-                    format: self.format,
-                    lanes: &parts,
-                    i,
-                    fours,
-                    sides: &sides[i],
-                    offset,
-                };
-                let mut scales = [self.format.scales(s, &headers[0], lanes[0], i); R];
-                for v in 1..R {
-                    scales[v] = self.format.scales(s, &headers[v], lanes[v], i);
-                }
-                if F::HALVES {
-                    chunk.add::<S, T>(s, 0..4, 0, &scales, &mut sums);
-                    chunk.add::<S, T>(s, 4..8, 1, &scales, &mut sums);
-                } else {
-                    chunk.add::<S, T>(s, 0..8, 0, &scales, &mut sums);
+            let block = Block::<F, S, R, W> {
+                format: self.format,
+                lanes: &lanes,
+                headers: &headers,
+                quants: quants.as_chunks::<W>().0,
+                sides: sides.as_chunks::<W>().0,
+                offset,
+            };
+            if F::UNROLLED {
+                block.add(s, 0, &mut sums);
+                block.add(s, 1, &mut sums);
+                block.add(s, 2, &mut sums);
+                block.add(s, 3, &mut sums);
+                block.add(s, 4, &mut sums);
+                block.add(s, 5, &mut sums);
+                block.add(s, 6, &mut sums);
+                block.add(s, 7, &mut sums);
+            } else {
+                for i in 0..chunks {
+                    block.add(s, i, &mut sums);
                 }
             }
         }
         sums
+    }
+}
+
+/// A block of `R` vectors of rows, and of a tile of `W` tokens.
+struct Block<'a, F: Format, S: Simd, const R: usize, const W: usize> {
+    format: F,
+    lanes: &'a [Lanes<'a>; R],
+    headers: &'a [F::Header<S>; R],
+    quants: &'a [[[i8; CHUNK]; W]],
+    sides: &'a [[Side; W]],
+    /// The first token.
+    offset: usize,
+}
+
+impl<F: Format, S: Simd, const R: usize, const W: usize> Block<'_, F, S, R, W> {
+    /// Adds the products of chunk `i`.
+    #[inline(always)]
+    fn add<const T: usize>(&self, s: S, i: usize, sums: &mut [[S::F32; R]; T]) {
+        let mut parts = *self.lanes;
+        let mut scales = [self.format.scales(s, &self.headers[0], self.lanes[0], i); R];
+        for v in 0..R {
+            parts[v] = self.format.chunk(self.lanes[v], i);
+            scales[v] = self.format.scales(s, &self.headers[v], self.lanes[v], i);
+        }
+        let chunk = Chunk::<F, R, W> {
+            format: self.format,
+            lanes: &parts,
+            i,
+            fours: self.quants[i].as_flattened().as_chunks::<4>().0,
+            sides: &self.sides[i],
+            offset: self.offset,
+        };
+        if F::HALVES {
+            chunk.add::<S, T>(s, 0..4, 0, &scales, sums);
+            chunk.add::<S, T>(s, 4..8, 1, &scales, sums);
+        } else {
+            chunk.add::<S, T>(s, 0..8, 0, &scales, sums);
+        }
     }
 }
 
