@@ -21,8 +21,8 @@ use std::{
 pub(crate) const HELP: &str = "\
 cargo xtask rdma [CHECK...]
 
-Boots Debian's kernel in QEMU, makes a Soft-RoCE device there, and runs the checks over it: all, or only those named. The device
-is always made. --show shows the whole console.
+Boots Debian's kernel in QEMU, makes a Soft-RoCE device there, and runs the checks over it, some with a second one: all, or
+only those named. The first device is always made. --show shows the whole console.
 ";
 
 /// Every check that `guest.sh` knows, in order, but for the device; the link goes down for good with the last but one.
@@ -35,6 +35,11 @@ const CHECKS: &[&str] = &[
     "conformance_unreliable",
     "collectives_reliable",
     "collectives_unreliable",
+    "links_over_two_reliable",
+    "links_over_two_unreliable",
+    "conformance_over_two_reliable",
+    "conformance_over_two_unreliable",
+    "one_of_two_down",
     "peer_killed_reliable",
     "peer_killed_unreliable",
     "link_down_unreliable",
@@ -215,19 +220,19 @@ impl Drop for Machine {
 /// Says how each check went, and what those said that failed.
 fn report(checks: &[&str], outcomes: &[Outcome]) -> Result<()> {
     let mut failed = Vec::new();
-    eprintln!("\n{:<24} {:>8}", "over Soft-RoCE", "seconds");
+    eprintln!("\n{:<32} {:>8}", "over Soft-RoCE", "seconds");
     for name in std::iter::once("device").chain(checks.iter().copied()) {
         let outcome = outcomes.iter().find(|outcome| outcome.name == name);
         match outcome {
             Some(outcome) if outcome.passed == Some(true) => {
-                eprintln!("{name:<24} {:>8.1} passed", outcome.took.as_secs_f64());
+                eprintln!("{name:<32} {:>8.1} passed", outcome.took.as_secs_f64());
             }
             Some(outcome) => {
-                eprintln!("{name:<24} {:>8} FAILED", "");
+                eprintln!("{name:<32} {:>8} FAILED", "");
                 failed.push((name, outcome.text.as_str()));
             }
             None => {
-                eprintln!("{name:<24} {:>8} not run", "");
+                eprintln!("{name:<32} {:>8} not run", "");
                 failed.push((name, "the machine ended before it began"));
             }
         }

@@ -29,8 +29,8 @@ use crate::link::Transport;
 use crate::lobby::Lobby;
 use crate::ports::{Offer, Port};
 use crate::rank::Rank;
+use crate::schedule::{STRANDS_MAX, WEIGHT_MAX, weights};
 use crate::socket::connect_from;
-use crate::stripe::STRANDS_MAX;
 use crate::talk::{self, Talk};
 use crate::tcp::Config;
 
@@ -225,10 +225,9 @@ impl Terms<'_> {
             .zip(speeds)
             .map(|(came, speed)| came.as_ref().map(|_| speed));
         let near = ours.near.allowed_with(&theirs.near);
-        let weights = weights(
-            near.then(|| ours.near.speed_with(&theirs.near)),
-            speeds.collect(),
-        );
+        let near = near.then(|| ours.near.speed_with(&theirs.near));
+        let speeds: Vec<Option<u32>> = [near].into_iter().chain(speeds).collect();
+        let weights = weights(&speeds);
         match settle(&weights, came, far) {
             Some(mut cables) => {
                 talk.say(&weights)?;
@@ -323,21 +322,6 @@ impl Proposal {
     }
 }
 
-/// Returns how much each cable carries: in proportion to their speeds, or the same where one is not known (0). The first
-/// is the one that the ranks are connected by, if it may carry any. One that is too slow carries nothing.
-fn weights(near: Option<u32>, further: Vec<Option<u32>>) -> Vec<u8> {
-    let speeds: Vec<Option<u32>> = [near].into_iter().chain(further).collect();
-    let fastest = speeds.iter().flatten().max().copied().unwrap_or(0);
-    let is_known = speeds.iter().flatten().all(|speed| *speed > 0);
-    let weight = |speed: &Option<u32>| match speed {
-        None => 0,
-        Some(_) if !is_known => 1,
-        // Never more than its share, so that the slower ones hold nobody up.
-        Some(speed) => (u64::from(WEIGHT_MAX) * u64::from(*speed) / u64::from(fastest)) as u8,
-    };
-    speeds.iter().map(weight).collect()
-}
-
 /// Keeps those that carry something; nothing when none does, or one that did not come.
 fn settle(weights: &[u8], came: Vec<Option<TcpStream>>, far: IpAddr) -> Option<Cables> {
     let (near, further) = weights.split_first()?;
@@ -384,8 +368,6 @@ fn left_out(proposal: &Proposal, told: &[String], weights: &[u8]) -> Vec<String>
 const CAME: &str = "+";
 /// How long a further cable may take to answer.
 const CABLE_TIME_MAX: Duration = Duration::from_secs(2);
-/// Weight of the fastest cable: one that has less than an eighth of its speed would hold up more than it carries.
-const WEIGHT_MAX: u8 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -393,36 +375,7 @@ mod tests {
 
     use super::*;
 
-    fn check(near: Option<u32>, further: &[Option<u32>], expected: &[u8]) {
-        assert_eq!(weights(near, further.to_vec()), expected);
-    }
-
-    #[test]
-    fn faster_cables_carry_more() {
-        check(Some(1000), &[], &[8]);
-        check(Some(10_000), &[Some(10_000)], &[8, 8]);
-        check(Some(25_000), &[Some(10_000), None], &[8, 3, 0]);
-        check(Some(1000), &[Some(10_000)], &[0, 8]);
-        check(None, &[Some(10_000), Some(5000)], &[0, 8, 4]);
-        check(Some(0), &[Some(10_000), None], &[1, 1, 0]);
-        check(None, &[None], &[0, 0]);
-    }
-
     proptest! {
-        #[test]
-        fn no_cable_makes_the_link_slower_than_the_fastest_alone(
-            speeds in prop::collection::vec(1..400_000_u32, 1..8),
-        ) {
-            let shares = weights(Some(speeds[0]), speeds[1..].iter().copied().map(Some).collect());
-            let total: f64 = shares.iter().copied().map(f64::from).sum();
-            // The slowest for its share sets the pace of all.
-            let carrying = speeds.iter().zip(&shares).filter(|(_, share)| **share > 0);
-            let pace = carrying.map(|(speed, share)| f64::from(*speed) / f64::from(*share));
-            let together = total * pace.fold(f64::INFINITY, f64::min);
-            let fastest = f64::from(speeds.iter().copied().max().expect("one"));
-            prop_assert!(together >= fastest * 0.999_999);
-        }
-
         #[test]
         fn any_bytes_decode_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..160)) {
             if let Some(proposal) = Proposal::decode(&bytes, 3) {

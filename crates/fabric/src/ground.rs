@@ -11,7 +11,7 @@ use crate::rank::Rank;
 use crate::segment::{self, Offer};
 use crate::shared::Pipes;
 use crate::tcp::Config;
-use crate::verbs::{Agreement, Flow, Kind};
+use crate::verbs::{Agreement, Flows};
 
 /// The end of a connection that offers memory.
 pub(crate) struct Lead(Result<Offer, Cow<'static, str>>);
@@ -52,7 +52,7 @@ pub(crate) enum Ground {
     /// They share memory.
     Shared(Box<Pipes>),
     /// They do not, for this reason, and use their devices.
-    Rdma(Box<Flow>, Cow<'static, str>),
+    Rdma(Box<Flows>, Cow<'static, str>),
     /// Neither, for this reason.
     Apart(Cow<'static, str>),
 }
@@ -63,7 +63,7 @@ pub(crate) enum Road {
     /// This connection and others.
     Striped(Cables),
     Shared(Box<Pipes>),
-    Rdma(Box<Flow>),
+    Rdma(Box<Flows>),
 }
 
 impl Ground {
@@ -99,7 +99,7 @@ impl Ground {
             return Ok(self);
         };
         Ok(match agree()? {
-            Ok(flow) => Self::Rdma(Box::new(flow), why),
+            Ok(flows) => Self::Rdma(Box::new(flows), why),
             Err(reason) => Self::Apart(format!("{why}; rdma: {reason}").into()),
         })
     }
@@ -121,16 +121,9 @@ impl Ground {
                 "both ranks have opened the same memory".into(),
                 Road::Shared(pipes),
             ),
-            Self::Rdma(flow, why) => {
-                let kind = match flow.pair.kind() {
-                    Kind::Reliable => "reliable",
-                    Kind::Unreliable => "unreliable",
-                };
-                let reason = format!(
-                    "a message came through {}, {kind} connection; {why}",
-                    flow.pair.device().name
-                );
-                (Transport::Rdma.to_string(), reason, Road::Rdma(flow))
+            Self::Rdma(flows, why) => {
+                let reason = [&[flows.proof(), why.into_owned()], &flows.left_out[..]].concat();
+                (flows.to_string(), reason.join("; "), Road::Rdma(flows))
             }
             Self::Apart(why) => {
                 let cables = agree(&why)?;

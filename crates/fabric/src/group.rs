@@ -100,7 +100,7 @@ impl Group {
         self.wire.links.transport(peer.index())
     }
 
-    /// Returns how many cables carry the bytes to and from `peer`: several where a link over TCP is striped.
+    /// Returns how many cables carry the bytes to and from `peer`: several where a link is striped.
     #[must_use]
     pub fn cables(&self, peer: Rank) -> usize {
         self.wire.links.cables(peer.index())

@@ -64,6 +64,7 @@ mod ports;
 mod rank;
 mod reduce;
 mod ring;
+mod schedule;
 mod segment;
 mod shared;
 mod socket;

@@ -7,7 +7,7 @@ use tracing::warn;
 
 use crate::addresses::{self, Address};
 use crate::interfaces::Interfaces;
-use crate::stripe::STRANDS_MAX;
+use crate::schedule::STRANDS_MAX;
 
 /// What one rank has: the address that it is connected by, and those that could carry bytes beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]

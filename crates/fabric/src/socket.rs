@@ -11,6 +11,7 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::ground::Road;
 use crate::link::{Interest, Links, Transport};
+use crate::schedule::Schedule;
 use crate::shared::SharedLink;
 use crate::stripe::StripedLink;
 use crate::timed;
@@ -56,7 +57,7 @@ impl TcpLinks {
                     Line::Striped(Box::new(StripedLink::new(streams, &cables.weights)?))
                 }
                 Road::Shared(pipes) => Line::Shared(SharedLink::new(*pipes, stream)),
-                Road::Rdma(flow) => Line::Rdma(Box::new(RdmaLink::new(*flow, stream))),
+                Road::Rdma(flows) => Line::Rdma(Box::new(RdmaLink::new(*flows, stream))),
             })
         };
         let peers = peers.into_iter().map(|peer| peer.map(line).transpose());
@@ -132,28 +133,38 @@ impl Links for TcpLinks {
     }
 
     fn cables(&self, peer: usize) -> usize {
-        match self.peers.get(peer) {
-            Some(Some(Line::Striped(link))) => link.width(),
-            line => usize::from(line.is_some_and(Option::is_some)),
+        match self.schedule(peer) {
+            Some(schedule) => schedule.width(),
+            None => usize::from(self.transport(peer).is_some()),
         }
     }
 
     fn breadth(&self, peer: usize) -> f64 {
-        match self.peers.get(peer) {
-            Some(Some(Line::Striped(link))) => link.breadth(),
-            _ => self.cables(peer) as f64,
+        match self.schedule(peer) {
+            Some(schedule) => schedule.breadth(),
+            None => self.cables(peer) as f64,
         }
     }
 
     fn turn(&self, peer: usize, reads: bool) -> Option<&str> {
         match self.peers.get(peer)?.as_ref()? {
             Line::Striped(link) => Some(link.turn(reads)),
-            Line::Tcp(_) | Line::Shared(_) | Line::Rdma(_) => None,
+            Line::Rdma(link) => link.flows().turn(reads),
+            Line::Tcp(_) | Line::Shared(_) => None,
         }
     }
 }
 
 impl TcpLinks {
+    /// Returns how the bytes to and from `peer` are striped, if they are.
+    fn schedule(&self, peer: usize) -> Option<&Schedule> {
+        match self.peers.get(peer)?.as_ref()? {
+            Line::Striped(link) => Some(link.schedule()),
+            Line::Rdma(link) => Some(link.flows().schedule()),
+            Line::Tcp(_) | Line::Shared(_) => None,
+        }
+    }
+
     /// Sleeps on the connections of `interests`, and marks those that have something: a bit for each file of a link.
     fn poll(&self, interests: &[Interest], timeout: Duration, ready: &mut [u8]) -> io::Result<()> {
         let mut fds: SmallVec<[PollFd<'_>; FILES]> = SmallVec::new();
@@ -179,10 +190,7 @@ impl TcpLinks {
                 // Wake-ups for both directions come in.
                 Some(Line::Shared(link)) => add(1, PollFd::new(&link.socket, PollFlags::IN)),
                 Some(Line::Rdma(link)) => {
-                    link.files()
-                        .into_iter()
-                        .flatten()
-                        .for_each(|file| add(1, file));
+                    link.files().for_each(|file| add(1, file));
                 }
             }
         }

@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags};
 use smallvec::SmallVec;
 
 use crate::link::Interest;
+use crate::schedule::{STRANDS_MAX, Schedule};
 use crate::socket::unless_blocked;
 
 /// A link whose bytes are striped over connections.
@@ -51,7 +52,7 @@ impl StripedLink {
         };
         Ok(Self {
             strands: streams.into_iter().map(strand).collect::<io::Result<_>>()?,
-            schedule: Schedule::new(weights),
+            schedule: Schedule::new(weights, UNIT_BYTES),
             sent: 0,
             received: 0,
             over: None,
@@ -169,18 +170,9 @@ impl StripedLink {
         &self.strands[place].name
     }
 
-    /// Returns how many connections carry bytes.
-    pub(crate) fn width(&self) -> usize {
-        let carries = |place: &usize| self.schedule.turns.contains(&(*place as u8));
-        (0..self.strands.len()).filter(carries).count()
-    }
-
-    /// Returns how many cables like the fastest one would carry as much as all of them.
-    pub(crate) fn breadth(&self) -> f64 {
-        let turns = &self.schedule.turns;
-        let of = |place: u8| turns.iter().filter(|turn| **turn == place).count();
-        let most = turns.iter().map(|place| of(*place)).max();
-        most.map_or(1.0, |most| turns.len() as f64 / most as f64)
+    /// Returns which connection carries which bytes.
+    pub(crate) fn schedule(&self) -> &Schedule {
+        &self.schedule
     }
 
     /// What to look for on a connection.
@@ -217,40 +209,6 @@ impl StripedLink {
     }
 }
 
-/// Which connection carries which bytes of a stream: units of [`UNIT_BYTES`] in turn, the heavier ones more often.
-struct Schedule {
-    /// By unit, over and over.
-    turns: Box<[u8]>,
-}
-
-impl Schedule {
-    /// Spreads the turns of each evenly over all (smooth weighted round robin, as nginx has it).
-    fn new(weights: &[u8]) -> Self {
-        let total: i32 = weights.iter().copied().map(i32::from).sum();
-        let mut credits = vec![0; weights.len()];
-        let mut next = || {
-            for (credit, weight) in credits.iter_mut().zip(weights) {
-                *credit += i32::from(*weight);
-            }
-            // The first of equals, at both ends.
-            let richest = (0..credits.len()).rev().max_by_key(|place| credits[*place]);
-            let place = richest.unwrap_or(0);
-            credits[place] -= total;
-            place as u8
-        };
-        Self {
-            turns: (0..total).map(|_| next()).collect(),
-        }
-    }
-
-    /// Returns which one carries the byte at `offset`, and how many bytes from there on.
-    fn turn(&self, offset: u64) -> (usize, usize) {
-        let unit = offset / UNIT_BYTES % self.turns.len() as u64;
-        let room = UNIT_BYTES - offset % UNIT_BYTES;
-        (usize::from(self.turns[unit as usize]), room as usize)
-    }
-}
-
 /// Returns at most `room` bytes of `parts` after the first `skip`.
 fn bite<'a>(parts: &'a [IoSlice<'_>], skip: usize, room: usize) -> SmallVec<[IoSlice<'a>; 2]> {
     let (mut skip, mut left) = (skip, room);
@@ -264,8 +222,6 @@ fn bite<'a>(parts: &'a [IoSlice<'_>], skip: usize, room: usize) -> SmallVec<[IoS
     pieces.filter(|piece| !piece.is_empty()).collect()
 }
 
-/// The most connections of one link.
-pub(crate) const STRANDS_MAX: usize = 8;
 /// What goes over one connection before it is the turn of the next: what the system hands to a device at once.
 const UNIT_BYTES: u64 = 64 * 1024;
 
@@ -299,39 +255,7 @@ mod tests {
         strands(weights.len()).map(|strands| StripedLink::new(strands, weights).expect("fresh"))
     }
 
-    fn check(weights: &[u8], expected: &[u8]) {
-        assert_eq!(*Schedule::new(weights).turns, *expected, "{weights:?}");
-    }
-
-    #[test]
-    fn turns_are_spread_evenly() {
-        check(&[1, 1], &[0, 1]);
-        check(&[1, 1, 1], &[0, 1, 2]);
-        check(&[8, 2], &[0, 0, 1, 0, 0, 0, 0, 1, 0, 0]);
-        check(&[0, 8, 4], &[1, 2, 1, 1, 2, 1, 1, 2, 1, 1, 2, 1]);
-        check(&[0, 1], &[1]);
-    }
-
     proptest! {
-        #[test]
-        fn every_byte_has_its_turn(
-            weights in prop::collection::vec(0..=8_u8, 1..=STRANDS_MAX),
-            offset in any::<u64>(),
-        ) {
-            prop_assume!(weights.iter().any(|weight| *weight > 0));
-            let schedule = Schedule::new(&weights);
-            for (place, weight) in weights.iter().enumerate() {
-                let turns = schedule.turns.iter().filter(|turn| usize::from(**turn) == place);
-                prop_assert_eq!(turns.count(), usize::from(*weight));
-            }
-            // The rest of a unit is carried by the same, and no more than that.
-            let (strand, room) = schedule.turn(offset);
-            prop_assert!(weights[strand] > 0 && room > 0 && room as u64 <= UNIT_BYTES);
-            if let Some(last) = offset.checked_add(room as u64 - 1) {
-                prop_assert_eq!(schedule.turn(last), (strand, 1));
-            }
-        }
-
         #[test]
         fn bites_are_what_was_asked_for(
             lens in prop::collection::vec(0..20_usize, 0..4),
@@ -351,7 +275,7 @@ mod tests {
     #[test]
     fn bytes_arrive_in_order_and_over_all_that_have_weight() {
         let [mut ours, mut theirs] = links(&[0, 2, 1]);
-        assert_eq!((ours.width(), theirs.width()), (2, 2));
+        assert_eq!(ours.schedule().width(), 2);
         let sent: Vec<u8> = (0..1_000_000_u32).map(|at| (at % 251) as u8).collect();
         let (mut out, mut came) = (0, Vec::new());
         while came.len() < sent.len() {

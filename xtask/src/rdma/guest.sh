@@ -119,6 +119,41 @@ take_link_down() {
     /opt/ip link set va down
 }
 
+# Packets that a device has sent.
+packets() { cat "/sys/class/infiniband/$1/ports/1/hw_counters/sent_pkts"; }
+
+# Does something while there is a second device, over which some of the bytes have to go: a tenth of all packets at least.
+over_two() {
+    /opt/ip link add vc type veth peer name vd &&
+        /opt/ip addr add 10.9.1.1/24 dev vc &&
+        /opt/ip link set vc up && /opt/ip link set vd up &&
+        /opt/rdma link add rxe_b type rxe netdev vc || return
+    a=$(packets rxe_a)
+    b=$(packets rxe_b)
+    "$@"
+    status=$?
+    a=$(($(packets rxe_a) - a))
+    b=$(($(packets rxe_b) - b))
+    echo "packets sent: $a by rxe_a, $b by rxe_b"
+    /opt/rdma link delete rxe_b
+    /opt/ip link delete vc
+    [ $a -gt $((b / 9)) ] && [ $b -gt $((a / 9)) ] && return $status
+}
+
+both_carry() { links "$1" rdma --nodes 2 && grep 'rdma over 2 devices: rxe_a, rxe_b' /tmp/links; }
+
+links_over_two_reliable() { over_two both_carry rdma; }
+links_over_two_unreliable() { over_two both_carry rdma-unreliable; }
+conformance_over_two_reliable() { over_two suite conformance rc; }
+conformance_over_two_unreliable() { over_two suite conformance uc; }
+
+take_second_down() {
+    /opt/ip link set vc down
+}
+
+# The end of one device is the end of the link, and the error names it.
+one_of_two_down() { over_two disturbed rdma take_second_down 'rank [01].* on rxe_b'; }
+
 peer_killed_reliable() { disturbed rdma kill_rank_1 'rank 1'; }
 peer_killed_unreliable() { disturbed rdma-unreliable kill_rank_1 'rank 1'; }
 link_down_unreliable() {

@@ -88,7 +88,7 @@ pub struct LinkReport {
     pub to: u16,
     /// What carries its bytes: `tcp`, `rdma`, `shared memory` or `mpi`.
     pub transport: String,
-    /// How many cables carry its bytes: several where a link over TCP is striped.
+    /// How many cables carry its bytes: several where a link is striped.
     pub cables: usize,
     /// How many cables like the fastest of them would carry as much: as many, unless some are slower.
     pub breadth: f64,

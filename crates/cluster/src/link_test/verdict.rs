@@ -167,15 +167,15 @@ fn network(report: &Report, kind: &Kind) -> Verdict {
         return verdict(Grade::Healthy, kind, summary.to_owned(), &[]);
     };
     let rate = lower_rate(slowest);
-    let Some(line) = kind.line_gb_per_s else {
-        let summary = format!("the links are healthy: {rate:.2} GB/s each way");
-        return verdict(Grade::Healthy, kind, summary, &[]);
-    };
-    let (name, percent) = (kind.name, 100.0 * rate / line);
     let each = match slowest.cables {
         1 => String::new(),
         cables => format!(" on the fastest of {cables} cables"),
     };
+    let Some(line) = kind.line_gb_per_s else {
+        let summary = format!("the links are healthy: {rate:.2} GB/s each way{each}");
+        return verdict(Grade::Healthy, kind, summary, &[]);
+    };
+    let (name, percent) = (kind.name, 100.0 * rate / line);
     if rate < FULL * line {
         let summary = format!(
             "the links are whole and slow: {rate:.3} GB/s{each}, too fast for the next slower kind and {percent:.0} % of {name}"

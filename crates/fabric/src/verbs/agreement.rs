@@ -3,26 +3,31 @@
 //! ```text
 //! leader                                                      follower
 //!   addresses of its devices ───────────────────────────────►
-//!                            ◄─────────────────────────────── which of them it takes, its end of the connection
-//!   its end of the connection, ready to receive ────────────►
-//!                            ◄─────────────────────────────── ready to receive; a message through the devices
-//!   a message through the devices; that the other came ─────►
-//!                            ◄─────────────────────────────── that the other came
+//!                            ◄─────────────────────────────── which of them it takes, each with its end of a connection
+//!   for each: its end of the connection, ready to receive ──►
+//!                            ◄─────────────────────────────── for each: ready to receive; a message through the devices
+//!   for each: a message through the devices; that the other came ►
+//!                            ◄─────────────────────────────── for each: that the other came
 //! ```
-//! Instead of any of these, either side may say why not, and that is the end of it: they use TCP.
+//! Instead of any of these, either side may say why not. The connections that are left in the end carry the bytes together;
+//! once none is left, that is the end of it: they use TCP.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use super::choice::choose;
 use super::device::{Address, Device};
-use super::endpoint::{Candidates, Endpoint, Kind};
+use super::endpoint::{Candidate, Candidates, Endpoint, Kind, Proposal};
 use super::flow::Flow;
+use super::flows::Flows;
+use super::hello::{self, Patience};
 use super::pair::QueuePair;
 use crate::channel::Channel;
 use crate::error::FabricError;
 use crate::key::random_bytes;
+use crate::schedule::STRANDS_MAX;
 use crate::talk::Talk;
 use crate::tcp::{Config, Rdma};
 
@@ -34,21 +39,10 @@ pub(crate) struct Devices {
     in_vain: Arc<AtomicU32>,
 }
 
-/// What two ranks have found out: a connection that carries messages, or why there is none.
-pub(crate) type Agreement = Result<Flow, String>;
+/// What two ranks have found out: connections that carry messages, or why there are none.
+pub(crate) type Agreement = Result<Flows, String>;
 
 impl Devices {
-    fn look(&self, rdma: Rdma) -> Result<&[Arc<Device>], String> {
-        match rdma {
-            Rdma::Off => Err("switched off on this rank".to_owned()),
-            Rdma::Auto | Rdma::Unreliable => self
-                .found
-                .get_or_init(Device::all)
-                .as_deref()
-                .map_err(String::clone),
-        }
-    }
-
     /// Agrees as the end that leads.
     ///
     /// # Errors
@@ -60,52 +54,10 @@ impl Devices {
         deadline: Instant,
     ) -> Result<Agreement, FabricError> {
         let mut talk = Talk::new(channel, deadline, "RDMA");
-        let devices = match self.look(config.rdma) {
-            Ok(devices) => devices,
-            Err(reason) => return talk.decline(reason),
-        };
-        let addresses = addresses(devices);
-        let ours = Candidates {
-            ips: addresses.iter().map(|(_, address)| address.ip).collect(),
-            unreliable: config.rdma == Rdma::Unreliable,
-        };
-        talk.say(&ours.encode())?;
-        let (choice, peer) = match talk.hear()? {
-            Ok(answer) => {
-                let (choice, endpoint) = answer.split_first().unwrap_or((&0, &[]));
-                (
-                    usize::from(*choice),
-                    talk.understand(Endpoint::decode(endpoint))?,
-                )
-            }
-            Err(reason) => return Ok(Err(reason)),
-        };
-        if ours.unreliable && peer.kind == Kind::Reliable {
-            return Err(talk.broken());
+        match self.offer(config, &mut talk, deadline) {
+            Ok(flows) => Ok(Ok(flows)),
+            Err(no) => no.conclude(&mut talk),
         }
-        let (device, address) = *talk.understand(addresses.get(choice))?;
-        let psn = random_psn();
-        let flow = QueuePair::new(device, address, &[peer.kind], psn).and_then(|mut pair| {
-            let endpoint = pair.endpoint();
-            connect(&mut pair, &peer)?;
-            Ok((Flow::new(pair), endpoint))
-        });
-        let mut flow = match flow {
-            Ok((flow, endpoint)) => {
-                talk.say(&endpoint.encode())?;
-                flow
-            }
-            Err(reason) => return talk.decline(reason),
-        };
-        if let Err(reason) = talk.hear()? {
-            return Ok(Err(reason));
-        }
-        flow.say_hello();
-        if let Err(reason) = self.hear_hello(&mut flow, config, deadline) {
-            return talk.decline(reason);
-        }
-        talk.say(&[])?;
-        Ok(talk.hear()?.map(|_| flow))
     }
 
     /// Agrees as the end that follows.
@@ -118,90 +70,237 @@ impl Devices {
         channel: &mut Channel,
         deadline: Instant,
     ) -> Result<Agreement, FabricError> {
-        let near = channel.local_addr()?.ip();
-        let far = channel.peer_addr().ip();
+        let ends = (channel.local_addr()?.ip(), channel.peer_addr().ip());
         let mut talk = Talk::new(channel, deadline, "RDMA");
-        let theirs = match talk.hear()? {
-            Ok(offer) => talk.understand(Candidates::decode(&offer))?,
-            Err(reason) => return Ok(Err(reason)),
+        match self.choose(config, ends, &mut talk, deadline) {
+            Ok(flows) => Ok(Ok(flows)),
+            Err(no) => no.conclude(&mut talk),
+        }
+    }
+
+    fn offer(&self, config: &Config, talk: &mut Talk<'_>, deadline: Instant) -> Result<Flows, No> {
+        let addresses = addresses(self.look(config.rdma)?);
+        let ours = Candidates {
+            all: candidates(&addresses),
+            unreliable: config.rdma == Rdma::Unreliable,
         };
-        let devices = match self.look(config.rdma) {
-            Ok(devices) => devices,
-            Err(reason) => return talk.decline(reason),
-        };
+        talk.say(&ours.encode())?;
+        let proposals = talk.hear_each()?.map_err(No::Theirs)?;
+        let mut trial = Trial::default();
+        for proposal in proposals.into_iter().flatten().take(STRANDS_MAX) {
+            let proposal = talk.understand(Proposal::decode(&proposal))?;
+            let peer = proposal.endpoint;
+            if ours.unreliable && peer.kind == Kind::Reliable {
+                return Err(talk.broken().into());
+            }
+            let address = addresses.get(usize::from(proposal.place));
+            let (device, address) = *talk.understand(address)?;
+            let pair = QueuePair::new(device, address, &[peer.kind], random_psn());
+            let flow = pair.and_then(|pair| connected(pair, &peer));
+            trial.flows.push(flow);
+            trial.speeds_mbps.push(proposal.speed_mbps);
+        }
+        trial.tell(talk, |flow| flow.pair.endpoint().encode())?;
+        trial.hear(talk)?;
+        trial.say_hello();
+        self.hear_hello(&mut trial, config, deadline);
+        trial.tell(talk, |_| Vec::new())?;
+        trial.hear(talk)?;
+        trial.settle()
+    }
+
+    fn choose(
+        &self,
+        config: &Config,
+        (near, far): (IpAddr, IpAddr),
+        talk: &mut Talk<'_>,
+        deadline: Instant,
+    ) -> Result<Flows, No> {
+        let offer = talk.hear()?.map_err(No::Theirs)?;
+        let theirs = talk.understand(Candidates::decode(&offer))?;
         let kinds: &[Kind] = match theirs.unreliable || config.rdma == Rdma::Unreliable {
             true => &[Kind::Unreliable],
             false => &[Kind::Reliable, Kind::Unreliable],
         };
-        let pair = nearest(&addresses(devices), near, &theirs.ips, far).and_then(
-            |((device, address), choice)| {
-                let pair = QueuePair::new(device, address, kinds, random_psn())?;
-                Ok((pair, choice))
-            },
-        );
-        let mut pair = match pair {
-            Ok((pair, choice)) => {
-                talk.say(&[&[choice], &pair.endpoint().encode()[..]].concat())?;
-                pair
+        let addresses = addresses(self.look(config.rdma)?);
+        let ours = candidates(&addresses);
+        let mut trial = Trial::default();
+        let (mut pairs, mut proposals) = (Vec::new(), Vec::new());
+        for (own, place) in choose(&ours, near, &theirs.all, far) {
+            let (device, address) = addresses[own];
+            match QueuePair::new(device, address, kinds, random_psn()) {
+                Ok(pair) => {
+                    let proposal = Proposal {
+                        place: talk.understand(u8::try_from(place).ok())?,
+                        speed_mbps: ours[own].speed_with(&theirs.all[place]),
+                        endpoint: pair.endpoint(),
+                    };
+                    proposals.push(Ok(proposal.encode()));
+                    trial.speeds_mbps.push(proposal.speed_mbps);
+                    pairs.push(pair);
+                }
+                Err(reason) => trial.left_out.push(reason),
             }
-            Err(reason) => return talk.decline(reason),
-        };
-        let peer = match talk.hear()? {
-            Ok(endpoint) => talk.understand(Endpoint::decode(&endpoint))?,
-            Err(reason) => return Ok(Err(reason)),
-        };
-        if peer.kind != pair.kind() {
-            return Err(talk.broken());
         }
-        let mut flow = match connect(&mut pair, &peer) {
-            Ok(()) => Flow::new(pair),
-            Err(reason) => return talk.decline(reason),
-        };
-        flow.say_hello();
-        talk.say(&[])?;
-        if let Err(reason) = talk.hear()? {
-            return Ok(Err(reason));
+        if pairs.is_empty() {
+            return Err(No::Ours(match trial.left_out.is_empty() {
+                true => "no device has an IPv4 address".to_owned(),
+                false => trial.left_out.join(", "),
+            }));
         }
-        match self.hear_hello(&mut flow, config, deadline) {
-            Ok(()) => {
-                talk.say(&[])?;
-                Ok(Ok(flow))
-            }
-            Err(reason) => talk.decline(reason),
+        talk.say_each(&proposals)?;
+        let ends = talk.hear_each()?.map_err(No::Theirs)?;
+        if ends.len() != pairs.len() {
+            return Err(talk.broken().into());
         }
+        for (pair, end) in pairs.into_iter().zip(ends) {
+            trial.flows.push(match end {
+                Ok(end) => {
+                    let peer = Endpoint::decode(&end).filter(|peer| peer.kind == pair.kind());
+                    connected(pair, &talk.understand(peer)?)
+                }
+                Err(reason) => Err(reason),
+            });
+        }
+        trial.say_hello();
+        trial.tell(talk, |_| Vec::new())?;
+        trial.hear(talk)?;
+        self.hear_hello(&mut trial, config, deadline);
+        trial.tell(talk, |_| Vec::new())?;
+        trial.settle()
     }
-}
 
-impl Devices {
-    /// Waits for the first message: until the deadline where nothing else may carry the bytes. Where TCP may, each wait in vain
+    fn look(&self, rdma: Rdma) -> Result<&[Arc<Device>], No> {
+        let found = match rdma {
+            Rdma::Off => return Err(No::Ours("switched off on this rank".to_owned())),
+            Rdma::Auto | Rdma::Unreliable => self.found.get_or_init(Device::all),
+        };
+        found.as_deref().map_err(|reason| No::Ours(reason.clone()))
+    }
+
+    /// Waits for the first messages: until the deadline where nothing else may carry the bytes. Where TCP may, each wait in vain
     /// halves the next, for all of them together must not take as long as a group may take to form.
-    fn hear_hello(
-        &self,
-        flow: &mut Flow,
-        config: &Config,
-        deadline: Instant,
-    ) -> Result<(), String> {
-        let patience = HELLO_TIME_MAX / (1 << self.in_vain.load(Ordering::Relaxed).min(6));
-        let until = match config.tcp {
-            true => deadline.min(Instant::now() + patience),
-            false => deadline,
+    fn hear_hello(&self, trial: &mut Trial, config: &Config, deadline: Instant) {
+        let time = HELLO_TIME_MAX / (1 << self.in_vain.load(Ordering::Relaxed).min(6));
+        let patience = Patience {
+            until: match config.tcp {
+                true => deadline.min(Instant::now() + time),
+                false => deadline,
+            },
+            further: time / 4,
         };
-        flow.hear_hello(until).inspect_err(|_| {
+        let count = |trial: &Trial| trial.flows.iter().flatten().count();
+        let awaited = count(trial);
+        hello::hear(&mut trial.flows, patience);
+        if count(trial) < awaited {
             self.in_vain.fetch_add(1, Ordering::Relaxed);
-        })
+        }
     }
 }
 
-fn connect(pair: &mut QueuePair, peer: &Endpoint) -> Result<(), String> {
-    pair.connect(peer).map_err(|error| {
-        format!(
-            "{} does not reach {} ({error})",
-            pair.device().name,
-            peer.ip
-        )
-    })
+/// Why a conversation has come to nothing.
+enum No {
+    /// This end declines, for this reason.
+    Ours(String),
+    /// The other end has declined.
+    Theirs(String),
+    /// They cannot go on talking.
+    Broken(FabricError),
 }
 
+impl No {
+    fn conclude(self, talk: &mut Talk<'_>) -> Result<Agreement, FabricError> {
+        match self {
+            Self::Ours(reason) => talk.decline(reason),
+            Self::Theirs(reason) => Ok(Err(reason)),
+            Self::Broken(error) => Err(error),
+        }
+    }
+}
+
+impl From<FabricError> for No {
+    fn from(error: FabricError) -> Self {
+        Self::Broken(error)
+    }
+}
+
+/// The connections that two ranks try, in the same order at both ends, each until one end says why not.
+#[derive(Default)]
+struct Trial {
+    flows: Vec<Result<Flow, String>>,
+    /// Of the ports of each, or 0.
+    speeds_mbps: Vec<u32>,
+    /// Why there are not more.
+    left_out: Vec<String>,
+}
+
+impl Trial {
+    /// Tells the other end how each one goes, with a `word` for those that go well; declines when none does.
+    fn tell(&self, talk: &mut Talk<'_>, word: impl Fn(&Flow) -> Vec<u8>) -> Result<(), No> {
+        if self.flows.iter().all(Result::is_err) {
+            return Err(No::Ours(self.reasons()));
+        }
+        let words = self.flows.iter().map(|flow| match flow {
+            Ok(flow) => Ok(word(flow)),
+            Err(reason) => Err(reason.clone()),
+        });
+        Ok(talk.say_each(&words.collect::<Vec<_>>())?)
+    }
+
+    /// Hears from the other end how each one goes.
+    fn hear(&mut self, talk: &mut Talk<'_>) -> Result<(), No> {
+        let words = talk.hear_each()?.map_err(No::Theirs)?;
+        if words.len() != self.flows.len() {
+            return Err(talk.broken().into());
+        }
+        for (flow, word) in self.flows.iter_mut().zip(words) {
+            if let (Ok(_), Err(reason)) = (&flow, word) {
+                *flow = Err(reason);
+            }
+        }
+        Ok(())
+    }
+
+    fn say_hello(&mut self) {
+        self.flows.iter_mut().flatten().for_each(Flow::say_hello);
+    }
+
+    /// Keeps what both ends have found to work.
+    fn settle(self) -> Result<Flows, No> {
+        let reasons = self.reasons();
+        let (mut work, mut left_out) = (Vec::new(), self.left_out);
+        for (flow, speed_mbps) in self.flows.into_iter().zip(self.speeds_mbps) {
+            match flow {
+                Ok(flow) => work.push((flow, speed_mbps)),
+                Err(reason) => left_out.push(reason),
+            }
+        }
+        let left_out = left_out.into_iter();
+        let left_out = left_out.map(|reason| format!("not over another device: {reason}"));
+        Flows::new(work, left_out.collect()).ok_or(No::Theirs(reasons))
+    }
+
+    fn reasons(&self) -> String {
+        let failed = self.flows.iter().filter_map(|flow| flow.as_ref().err());
+        let reasons: Vec<&str> = failed
+            .chain(&self.left_out)
+            .map(|reason| &**reason)
+            .collect();
+        reasons.join(", ")
+    }
+}
+
+fn connected(mut pair: QueuePair, peer: &Endpoint) -> Result<Flow, String> {
+    match pair.connect(peer) {
+        Ok(()) => Ok(Flow::new(pair)),
+        Err(error) => {
+            let name = &pair.device().name;
+            Err(format!("{name} does not reach {} ({error})", peer.ip))
+        }
+    }
+}
+
+/// Returns all addresses of these, as far as they can be counted in a byte.
 fn addresses(devices: &[Arc<Device>]) -> Vec<(&Arc<Device>, Address)> {
     let mut all = Vec::new();
     for device in devices {
@@ -211,33 +310,21 @@ fn addresses(devices: &[Arc<Device>]) -> Vec<(&Arc<Device>, Address)> {
     all
 }
 
-/// Chooses the pair of addresses that are likeliest on one cable or network; returns the place of the other end's.
-///
-/// Those of the connection come first. Beyond that, nobody knows the networks' sizes, so the most common leading bits win:
-/// of several cables, each with a network of its own, that finds the one between these two machines.
-fn nearest<T: Copy>(
-    ours: &[(T, Address)],
-    near: IpAddr,
-    theirs: &[Ipv4Addr],
-    far: IpAddr,
-) -> Result<((T, Address), u8), String> {
-    let closeness = |ours: Ipv4Addr, theirs: Ipv4Addr| {
-        let is_this = (near.to_canonical(), far.to_canonical()) == (ours.into(), theirs.into());
-        let common = (ours.to_bits() ^ theirs.to_bits()).leading_zeros();
-        (is_this, common)
-    };
-    let (mut closest, mut best) = (None, None);
-    for (device, address) in ours {
-        for (choice, ip) in (0..=u8::MAX).zip(theirs) {
-            let close = closeness(address.ip, *ip);
-            // The first of equals, and so the same in every run.
-            if closest.is_none_or(|closest| close > closest) {
-                closest = Some(close);
-                best = Some(((*device, *address), choice));
-            }
+fn candidates(addresses: &[(&Arc<Device>, Address)]) -> Vec<Candidate> {
+    let mut places: Vec<*const Device> = Vec::new();
+    let candidate = |(device, address): &(&Arc<Device>, Address)| {
+        // Those of a device stand together.
+        if places.last() != Some(&Arc::as_ptr(device)) {
+            places.push(Arc::as_ptr(device));
         }
-    }
-    best.ok_or_else(|| "no device has an IPv4 address".to_owned())
+        Candidate {
+            device: (places.len() - 1) as u8,
+            ip: address.ip,
+            prefix: address.prefix,
+            speed_mbps: device.speed_mbps,
+        }
+    };
+    addresses.iter().map(candidate).collect()
 }
 
 fn random_psn() -> u32 {
@@ -247,59 +334,3 @@ fn random_psn() -> u32 {
 
 /// How long the first message may take before TCP is used instead.
 const HELLO_TIME_MAX: Duration = Duration::from_secs(4);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(ours: &[&str], near: &str, theirs: &[&str], far: &str, expected: Option<(usize, u8)>) {
-        let ip = |text: &&str| text.parse::<Ipv4Addr>().expect("an address");
-        let ours: Vec<(usize, Address)> = ours
-            .iter()
-            .enumerate()
-            .map(|(place, text)| {
-                (
-                    place,
-                    Address {
-                        ip: ip(text),
-                        index: 1,
-                    },
-                )
-            })
-            .collect();
-        let theirs: Vec<Ipv4Addr> = theirs.iter().map(ip).collect();
-        let [near, far] = [near, far].map(|text| text.parse().expect("an address"));
-        let found = nearest(&ours, near, &theirs, far);
-        let found = found.ok().map(|((place, _), choice)| (place, choice));
-        assert_eq!(found, expected);
-    }
-
-    #[test]
-    fn the_addresses_of_the_connection_come_first() {
-        let ours = ["192.168.0.1", "10.0.0.1"];
-        let theirs = ["192.168.0.2", "10.0.7.2"];
-        check(&ours, "10.0.0.1", &theirs, "10.0.7.2", Some((1, 1)));
-        check(&ours, "::ffff:10.0.0.1", &theirs, "10.0.7.2", Some((1, 1)));
-    }
-
-    #[test]
-    fn of_several_cables_the_one_between_the_two_is_found() {
-        // Networks of four addresses, as one cable each gets them.
-        let ours = ["192.168.0.1", "192.168.0.5", "192.168.0.9"];
-        let theirs = ["192.168.0.21", "192.168.0.17", "192.168.0.6"];
-        check(&ours, "10.0.0.1", &theirs, "10.0.0.2", Some((1, 2)));
-    }
-
-    #[test]
-    fn one_device_serves_ranks_on_loopback() {
-        check(
-            &["10.9.0.1"],
-            "127.0.0.1",
-            &["10.9.0.1"],
-            "127.0.0.1",
-            Some((0, 0)),
-        );
-        check(&[], "127.0.0.1", &["10.9.0.1"], "127.0.0.1", None);
-        check(&["10.9.0.1"], "127.0.0.1", &[], "127.0.0.1", None);
-    }
-}

@@ -7,8 +7,11 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tracing::warn;
+
 use super::abi;
 use super::library::{Verbs, check, made};
+use crate::addresses;
 
 /// An open device whose port is up.
 pub(crate) struct Device {
@@ -20,6 +23,8 @@ pub(crate) struct Device {
     /// Largest packet, as the library counts them.
     pub(crate) mtu: u32,
     pub(crate) lid: u16,
+    /// 0 if it is not known.
+    pub(crate) speed_mbps: u32,
     queue_pairs: AtomicUsize,
 }
 
@@ -27,6 +32,8 @@ pub(crate) struct Device {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Address {
     pub(crate) ip: Ipv4Addr,
+    /// How many leading bits of it are those of its network; all where the system does not tell.
+    pub(crate) prefix: u8,
     /// Its place in the table.
     pub(crate) index: u8,
 }
@@ -45,9 +52,13 @@ impl Device {
         let verbs = Arc::new(Verbs::load()?);
         let list =
             List::new(&verbs).map_err(|error| format!("devices cannot be listed ({error})"))?;
+        let networks = addresses::of_this_machine().unwrap_or_else(|error| {
+            warn!(%error, "this machine does not tell its networks: one device for each link");
+            Vec::new()
+        });
         let (mut devices, mut reasons) = (Vec::new(), Vec::new());
         for device in list.devices() {
-            match Self::open(&verbs, *device) {
+            match Self::open(&verbs, *device, &networks) {
                 Ok(device) => devices.push(Arc::new(device)),
                 Err(reason) => reasons.push(reason),
             }
@@ -61,7 +72,11 @@ impl Device {
         }
     }
 
-    fn open(verbs: &Arc<Verbs>, device: *mut abi::Device) -> Result<Self, String> {
+    fn open(
+        verbs: &Arc<Verbs>,
+        device: *mut abi::Device,
+        networks: &[addresses::Address],
+    ) -> Result<Self, String> {
         // SAFETY: `device` is of a list that still exists; the name is part of it and ends in a zero.
         let name = unsafe { CStr::from_ptr((verbs.get_device_name)(device)) };
         let name = name.to_string_lossy().into_owned();
@@ -75,6 +90,7 @@ impl Device {
             addresses: Vec::new(),
             mtu: abi::MTU_256,
             lid: 0,
+            speed_mbps: 0,
             queue_pairs: AtomicUsize::new(0),
         };
         let port = device
@@ -85,11 +101,15 @@ impl Device {
             return Err(format!("port {} on {}", state(port.state), device.name));
         }
         (device.mtu, device.lid) = (port.active_mtu, port.lid);
+        device.speed_mbps = speed_mbps(port.active_width, port.active_speed);
         let count = u8::try_from(port.gid_tbl_len).unwrap_or(u8::MAX);
         for index in 0..count {
-            let Some(address) = device.address(index) else {
+            let Some(ip) = device.ip(index) else {
                 continue;
             };
+            let network = networks.iter().find(|network| network.ip == ip);
+            let prefix = network.map_or(32, |network| network.prefix);
+            let address = Address { ip, prefix, index };
             // Linux lists an address once for each version of RoCE, the later one behind, which routers forward and every
             // device of today has.
             device.addresses.retain(|earlier| earlier.ip != address.ip);
@@ -108,14 +128,13 @@ impl Device {
         Ok(port)
     }
 
-    /// Returns an entry of the table if it holds an IPv4 address.
-    fn address(&self, index: u8) -> Option<Address> {
+    /// Returns the address in an entry of the table, if that is one of IPv4.
+    fn ip(&self, index: u8) -> Option<Ipv4Addr> {
         let mut gid = abi::Gid::default();
         // SAFETY: the device is open, and `gid` is what is filled in.
         check(unsafe { (self.verbs.query_gid)(self.context(), PORT, index.into(), &raw mut gid) })
             .ok()?;
-        let ip = std::net::Ipv6Addr::from(gid.0).to_ipv4_mapped()?;
-        Some(Address { ip, index })
+        std::net::Ipv6Addr::from(gid.0).to_ipv4_mapped()
     }
 
     /// Takes one of the few queue pairs that a device has.
@@ -190,6 +209,29 @@ impl Drop for List<'_> {
         // SAFETY: it was made by the function that belongs to this one; open devices do not need it.
         unsafe { (self.verbs.free_device_list)(self.first.as_ptr()) };
     }
+}
+
+/// Returns the speed of a port, of which verbs tell the number of lanes and the kind of each; 0 for what is not known.
+fn speed_mbps(width: u8, speed: u8) -> u32 {
+    let lanes = match width {
+        1 => 1,
+        2 => 4,
+        4 => 8,
+        8 => 12,
+        16 => 2,
+        _ => 0,
+    };
+    let lane = match speed {
+        1 => 2_500,
+        2 => 5_000,
+        4 | 8 => 10_000,
+        16 => 14_000,
+        32 => 25_000,
+        64 => 50_000,
+        128 => 100_000,
+        _ => 0,
+    };
+    lanes * lane
 }
 
 fn state(state: u32) -> &'static str {

@@ -60,11 +60,42 @@ impl Endpoint {
     }
 }
 
+/// One address of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Candidate {
+    /// The place of the device among those of this end.
+    pub(crate) device: u8,
+    pub(crate) ip: Ipv4Addr,
+    /// How many leading bits of it are those of its network; all where nobody knows.
+    pub(crate) prefix: u8,
+    /// Of the device's port; 0 if it is not known.
+    pub(crate) speed_mbps: u32,
+}
+
+impl Candidate {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![self.device, self.prefix];
+        bytes.extend(self.ip.octets());
+        bytes.extend(self.speed_mbps.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &mut &[u8]) -> Option<Self> {
+        let [device, prefix] = take(bytes)?;
+        Some(Self {
+            device,
+            prefix,
+            ip: Ipv4Addr::from(take::<4>(bytes)?),
+            speed_mbps: u32::from_le_bytes(take(bytes)?),
+        })
+    }
+}
+
 /// What one end could use, before anything has been chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Candidates {
     /// Of all devices.
-    pub(crate) ips: Vec<Ipv4Addr>,
+    pub(crate) all: Vec<Candidate>,
     /// Whether this end wants a connection as over Thunderbolt.
     pub(crate) unreliable: bool,
 }
@@ -72,17 +103,45 @@ pub(crate) struct Candidates {
 impl Candidates {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![u8::from(self.unreliable)];
-        bytes.extend(self.ips.iter().flat_map(Ipv4Addr::octets));
+        bytes.extend(self.all.iter().flat_map(Candidate::encode));
         bytes
     }
 
     pub(crate) fn decode(mut bytes: &[u8]) -> Option<Self> {
         let bytes = &mut bytes;
         let unreliable = take(bytes)? != [0];
-        let (ips, rest) = bytes.as_chunks::<4>();
-        rest.is_empty().then(|| Self {
-            ips: ips.iter().map(|ip| Ipv4Addr::from(*ip)).collect(),
-            unreliable,
+        let mut all = Vec::new();
+        while !bytes.is_empty() {
+            all.push(Candidate::decode(bytes)?);
+        }
+        Some(Self { all, unreliable })
+    }
+}
+
+/// One of the connections that an end proposes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Proposal {
+    /// The place of the other end's address among its candidates.
+    pub(crate) place: u8,
+    /// Of the slower of the two ports; 0 if it is not known.
+    pub(crate) speed_mbps: u32,
+    pub(crate) endpoint: Endpoint,
+}
+
+impl Proposal {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![self.place];
+        bytes.extend(self.speed_mbps.to_le_bytes());
+        bytes.extend(self.endpoint.encode());
+        bytes
+    }
+
+    pub(crate) fn decode(mut bytes: &[u8]) -> Option<Self> {
+        let [place] = take(&mut bytes)?;
+        Some(Self {
+            place,
+            speed_mbps: u32::from_le_bytes(take(&mut bytes)?),
+            endpoint: Endpoint::decode(bytes)?,
         })
     }
 }
@@ -131,15 +190,33 @@ mod tests {
         }
 
         #[test]
-        fn candidates_are_read_as_they_were_written(ips: Vec<u32>, unreliable: bool) {
-            let ips = ips.into_iter().map(Ipv4Addr::from_bits).collect();
-            let candidates = Candidates { ips, unreliable };
+        fn candidates_are_read_as_they_were_written(
+            all: Vec<(u8, u32, u8, u32)>,
+            unreliable: bool,
+        ) {
+            let all = all.into_iter().map(|(device, ip, prefix, speed_mbps)| Candidate {
+                device,
+                ip: Ipv4Addr::from_bits(ip),
+                prefix,
+                speed_mbps,
+            });
+            let candidates = Candidates { all: all.collect(), unreliable };
             prop_assert_eq!(Candidates::decode(&candidates.encode()), Some(candidates));
         }
 
         #[test]
+        fn a_proposal_is_read_as_it_was_written(place: u8, speed_mbps: u32, number: u32) {
+            let proposal = Proposal { place, speed_mbps, endpoint: endpoint(number, 5, 6) };
+            prop_assert_eq!(Proposal::decode(&proposal.encode()), Some(proposal));
+        }
+
+        #[test]
         fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
-            let _either = (Endpoint::decode(&bytes), Candidates::decode(&bytes));
+            let _either = (
+                Endpoint::decode(&bytes),
+                Candidates::decode(&bytes),
+                Proposal::decode(&bytes),
+            );
         }
     }
 

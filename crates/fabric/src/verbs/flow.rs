@@ -5,15 +5,12 @@
 //! half of them are owed. The last credit is only for giving credits back, so the two ends cannot wait for each other.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::io::IoSlice;
 use std::ops::Range;
-use std::time::{Duration, Instant};
 
 use super::endpoint::{SLOT_BYTES, SLOTS};
 use super::message::{HEADER_BYTES, Header};
 use super::pair::QueuePair;
-use crate::socket::poll_for;
-use rustix::event::{PollFd, PollFlags};
 
 /// Both directions of a connected queue pair.
 pub(crate) struct Flow {
@@ -48,65 +45,29 @@ impl Flow {
         }
     }
 
-    /// Waits for the first message of the other end.
+    /// Says whether the first message of the other end has come; nothing yet where it still may.
     ///
     /// That the devices took each other's addresses does not mean that they reach each other.
-    ///
-    /// # Errors
-    /// Why no message came.
-    pub(crate) fn hear_hello(&mut self, deadline: Instant) -> Result<(), String> {
-        loop {
-            self.progress();
-            if self.received > 0 {
-                return Ok(());
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            let name = &self.pair.device().name;
-            if let Some(reason) = &self.failure {
-                return Err(format!("{reason} on {name}"));
-            } else if left.is_zero() {
-                return Err(format!("no message came through {name}"));
-            }
-            self.nap(left.min(HELLO_NAP));
+    pub(crate) fn greeted(&self) -> Option<Result<(), &str>> {
+        match self.received {
+            0 => self.failure().map(Err),
+            _ => Some(Ok(())),
         }
     }
 
-    /// Sends the message that [`hear_hello`](Self::hear_hello) of the other end waits for.
+    /// Sends the message that makes the other end [greeted](Self::greeted).
     pub(crate) fn say_hello(&mut self) {
         self.send(&[], 0..0);
     }
 
-    /// Writes what there are slots for.
-    ///
-    /// # Errors
-    /// Why nothing can be written any more.
-    pub(crate) fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.progress();
-        let all: usize = parts.iter().map(|part| part.len()).sum();
-        let limit = all.min(BITE_BYTES);
-        let mut written = 0;
-        while written < limit && self.is_writable() {
-            written += self.send(parts, written..limit);
-        }
-        match &self.failure {
-            Some(reason) if written == 0 => Err(failed(reason)),
-            _ => Ok(written),
-        }
-    }
-
-    /// Reads what is there; nothing when nothing is.
-    ///
-    /// # Errors
-    /// Why nothing more can come; what had come before is read first.
-    pub(crate) fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.progress();
-        let limit = into.len().min(BITE_BYTES);
+    /// Takes what has come, as it was when [`progress`](Self::progress) was last called; nothing when nothing has.
+    pub(crate) fn take(&mut self, into: &mut [u8]) -> usize {
         let mut filled = 0;
-        while filled < limit {
+        while filled < into.len() {
             let Some((slot, place)) = self.arrived.front_mut() else {
                 break;
             };
-            let step = place.len().min(limit - filled);
+            let step = place.len().min(into.len() - filled);
             let from = place.start..place.start + step;
             place.start += step;
             let (slot, is_empty) = (*slot, place.start == place.end);
@@ -117,15 +78,12 @@ impl Flow {
                 self.repost(slot);
             }
         }
-        self.give_credit();
-        match &self.failure {
-            Some(reason) if filled == 0 => Err(failed(reason)),
-            _ => Ok(filled),
-        }
+        filled
     }
 
+    /// Whether bytes have come.
     pub(crate) fn is_readable(&self) -> bool {
-        !self.arrived.is_empty() || self.failure.is_some()
+        !self.arrived.is_empty()
     }
 
     /// Whether there is room for bytes.
@@ -133,8 +91,9 @@ impl Flow {
         self.failure.is_none() && self.credits > 1 && !self.free.is_empty()
     }
 
-    pub(crate) fn has_failed(&self) -> bool {
-        self.failure.is_some()
+    /// Returns why nothing moves any more, if so.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
     }
 
     /// Whether the device is done with all that was sent.
@@ -222,15 +181,16 @@ impl Flow {
     }
 
     /// Gives credit by itself when much is owed and nothing else may be sent for long.
-    fn give_credit(&mut self) {
+    pub(crate) fn give_credit(&mut self) {
         let may = self.failure.is_none() && self.credits > 0 && !self.free.is_empty();
         if may && self.owed >= SLOTS / 2 {
             self.send(&[], 0..0);
         }
     }
 
-    /// Sends one message of what fits of a range of `parts` put end to end; returns how much that is.
-    fn send(&mut self, parts: &[IoSlice<'_>], range: Range<usize>) -> usize {
+    /// Sends one message of what fits of a range of `parts` put end to end, for which there has to be [room](Self::is_writable);
+    /// returns how much that is.
+    pub(crate) fn send(&mut self, parts: &[IoSlice<'_>], range: Range<usize>) -> usize {
         let slot = self.free.pop().expect("a slot was free");
         let tag = self.pair.psn();
         let into = self.pair.slot_mut(slot);
@@ -264,32 +224,4 @@ impl Flow {
     fn fail(&mut self, reason: String) {
         self.failure.get_or_insert(reason);
     }
-
-    fn nap(&mut self, time: Duration) {
-        if self.arm() {
-            self.progress();
-            if self.received > 0 || self.has_failed() {
-                return;
-            }
-        }
-        let mut fds: Vec<PollFd<'_>> = self
-            .pair
-            .file()
-            .as_ref()
-            .map(|file| PollFd::from_borrowed_fd(*file, PollFlags::IN))
-            .into_iter()
-            .collect();
-        let _next_look_tells = poll_for(&mut fds, time);
-        drop(fds);
-        self.pair.completions().hear();
-    }
 }
-
-fn failed(reason: &str) -> io::Error {
-    io::Error::other(format!("rdma: {reason}"))
-}
-
-/// The most that is copied at once: the other end takes one bite while this end puts in the next.
-const BITE_BYTES: usize = 64 * 1024;
-/// Between two looks for the first message.
-const HELLO_NAP: Duration = Duration::from_millis(1);

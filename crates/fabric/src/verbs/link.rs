@@ -1,8 +1,8 @@
 //! One link over RDMA, beside the connection that it came from.
 //!
-//! Bytes go through a queue pair. The connection stays: its end is the end of the link, and before it the number of
+//! Bytes go through queue pairs. The connection stays: its end is the end of the link, and before it the number of
 //! messages that the other end has sent goes over it, for the end must not overtake them. Whoever sleeps is woken by the
-//! device where it can do that; where it cannot, the sleeper takes naps.
+//! devices where they can do that; where one cannot, the sleeper takes naps.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::flow::Flow;
+use super::flows::Flows;
 use crate::link::Interest;
 use crate::socket::{poll_for, unless_blocked};
 
 /// A link whose bytes go over RDMA.
 pub(crate) struct RdmaLink {
-    flow: Flow,
+    flows: Flows,
     socket: TcpStream,
     farewell: Farewell,
     nap: Duration,
@@ -25,9 +25,9 @@ pub(crate) struct RdmaLink {
 
 impl RdmaLink {
     /// Takes a connection that does not block.
-    pub(crate) fn new(flow: Flow, socket: TcpStream) -> Self {
+    pub(crate) fn new(flows: Flows, socket: TcpStream) -> Self {
         Self {
-            flow,
+            flows,
             socket,
             farewell: Farewell::default(),
             nap: NAP_MIN,
@@ -37,7 +37,7 @@ impl RdmaLink {
     pub(crate) fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         match self.farewell.is_said() {
             true => Err(io::ErrorKind::BrokenPipe.into()),
-            false => self.flow.write(parts).inspect(|count| {
+            false => self.flows.write(parts).inspect(|count| {
                 if *count > 0 {
                     self.nap = NAP_MIN;
                 }
@@ -46,11 +46,13 @@ impl RdmaLink {
     }
 
     pub(crate) fn read(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
-        match self.flow.read(into) {
-            Ok(0) if self.farewell.is_late(self.flow.received) => {
+        let read = self.flows.read(into);
+        let received = self.flows.messages_received();
+        match read {
+            Ok(0) if self.farewell.is_late(received) => {
                 Err(io::Error::other("rdma: its last messages were lost"))
             }
-            Ok(0) => Ok(self.farewell.is_over(self.flow.received).then_some(0)),
+            Ok(0) => Ok(self.farewell.is_over(received).then_some(0)),
             Ok(count) => {
                 self.nap = NAP_MIN;
                 Ok(Some(count))
@@ -58,7 +60,7 @@ impl RdmaLink {
             Err(error) => {
                 // A peer that has left takes no more messages, which is no failure if it had said all it had to say.
                 self.farewell.hear(&self.socket);
-                match self.farewell.is_over(self.flow.received) {
+                match self.farewell.is_over(received) {
                     true => Ok(Some(0)),
                     false => Err(error),
                 }
@@ -68,10 +70,12 @@ impl RdmaLink {
 
     /// Asks to be woken for `interest`; false when it is possible already. Either way [`awake`](Self::awake) must follow.
     pub(crate) fn prepare_sleep(&mut self, interest: Interest) -> bool {
-        let is_woken = self.flow.arm();
-        self.flow.progress();
-        let readable = self.flow.is_readable() || self.farewell.is_over(self.flow.received);
-        let writable = self.flow.is_writable() || self.flow.has_failed() || self.farewell.is_said();
+        let is_woken = self.flows.arm();
+        self.flows.progress();
+        let is_over = self.farewell.is_over(self.flows.messages_received());
+        let readable = self.flows.is_readable() || is_over;
+        let writable =
+            self.flows.is_writable() || self.flows.has_failed() || self.farewell.is_said();
         if !is_woken {
             self.nap = (self.nap * 2).min(NAP_MAX);
         }
@@ -80,23 +84,27 @@ impl RdmaLink {
 
     /// Returns how long a sleep may be, unless whatever ends it wakes the sleeper.
     pub(crate) fn nap(&self) -> Option<Duration> {
-        match self.flow.pair.file() {
-            None => Some(self.nap),
-            Some(_) => self.farewell.ended.map(|_| NAP_MAX),
+        match self.flows.have_files() {
+            false => Some(self.nap),
+            true => self.farewell.ended.map(|_| NAP_MAX),
         }
     }
 
-    /// Returns what to sleep on: the device, and the connection until its end.
-    pub(crate) fn files(&self) -> [Option<PollFd<'_>>; 2] {
-        let device = self.flow.pair.file().map(readable);
+    /// Returns what to sleep on: the devices, and the connection until its end.
+    pub(crate) fn files(&self) -> impl Iterator<Item = PollFd<'_>> {
+        let devices = self.flows.files().map(readable);
         let socket = PollFd::new(&self.socket, PollFlags::IN);
-        [device, self.farewell.ended.is_none().then_some(socket)]
+        devices.chain(self.farewell.ended.is_none().then_some(socket))
+    }
+
+    pub(crate) fn flows(&self) -> &Flows {
+        &self.flows
     }
 
     /// Hears what woke it, if there was anything to hear.
     pub(crate) fn awake(&mut self, news: bool) {
         if news {
-            self.flow.pair.completions().hear();
+            self.flows.hear();
             self.farewell.hear(&self.socket);
         }
     }
@@ -105,31 +113,31 @@ impl RdmaLink {
     fn flush(&mut self) -> bool {
         let until = Instant::now() + FLUSH_TIME_MAX;
         loop {
-            let _is_woken = self.flow.arm();
-            self.flow.progress();
+            let _is_woken = self.flows.arm();
+            self.flows.progress();
             self.farewell.hear(&self.socket);
             let left = until.saturating_duration_since(Instant::now());
-            if self.flow.is_flushed()
-                || self.flow.has_failed()
+            if self.flows.is_flushed()
+                || self.flows.has_failed()
                 || self.farewell.is_said()
                 || left.is_zero()
             {
-                return self.flow.is_flushed();
+                return self.flows.is_flushed();
             }
-            let mut fds: Vec<PollFd<'_>> = self.files().into_iter().flatten().collect();
+            let mut fds: Vec<PollFd<'_>> = self.files().collect();
             let _next_look_tells = poll_for(&mut fds, left.min(NAP_MAX));
             drop(fds);
-            self.flow.pair.completions().hear();
+            self.flows.hear();
         }
     }
 }
 
 impl Drop for RdmaLink {
     fn drop(&mut self) {
-        // What was written before the end can still be read; the queue pair takes what it has not sent with it.
+        // What was written before the end can still be read; a queue pair takes what it has not sent with it.
         // One that cannot vouch for its messages says no number: the end of the connection is the end of the link then.
         if self.flush() {
-            let _the_end_says_less = self.socket.write(&self.flow.sent.to_le_bytes());
+            let _the_end_says_less = self.socket.write(&self.flows.messages_sent().to_le_bytes());
         }
     }
 }

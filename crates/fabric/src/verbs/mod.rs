@@ -2,15 +2,18 @@
 //!
 //! The library that talks to the devices is loaded when it is first wanted; a machine without it, or without a device, has
 //! a reason to use TCP, and nothing fails. Unsafe code is in [`library`], [`device`], [`region`], [`completions`] and
-//! [`pair`] alone, each of which owns what it made. Above them, [`flow`] makes a stream of bytes out of messages, [`link`]
-//! puts it beside the TCP connection, and [`agreement`] is how two ranks come to it.
+//! [`pair`] alone, each of which owns what it made. Above them, [`flow`] makes a stream of bytes out of messages, [`flows`] one
+//! out of those of several devices, [`link`] puts it beside the TCP connection, and [`agreement`] is how two ranks come to it.
 
 mod abi;
 mod agreement;
+mod choice;
 mod completions;
 mod device;
 mod endpoint;
 mod flow;
+mod flows;
+mod hello;
 mod library;
 mod link;
 mod message;
@@ -18,6 +21,5 @@ mod pair;
 mod region;
 
 pub(crate) use agreement::{Agreement, Devices};
-pub(crate) use endpoint::Kind;
-pub(crate) use flow::Flow;
+pub(crate) use flows::Flows;
 pub(crate) use link::RdmaLink;
