@@ -24,6 +24,7 @@ use super::flow::Flow;
 use super::flows::Flows;
 use super::hello::{self, Patience};
 use super::pair::QueuePair;
+use super::trial::{No, Trial};
 use crate::channel::Channel;
 use crate::error::FabricError;
 use crate::key::random_bytes;
@@ -86,7 +87,7 @@ impl Devices {
         };
         talk.say(&ours.encode())?;
         let proposals = talk.hear_each()?.map_err(No::Theirs)?;
-        let mut trial = Trial::default();
+        let (mut trial, mut speeds_mbps) = (Trial::default(), Vec::new());
         for proposal in proposals.into_iter().flatten().take(STRANDS_MAX) {
             let proposal = talk.understand(Proposal::decode(&proposal))?;
             let peer = proposal.endpoint;
@@ -97,16 +98,16 @@ impl Devices {
             let (device, address) = *talk.understand(address)?;
             let pair = QueuePair::new(device, address, &[peer.kind], random_psn());
             let flow = pair.and_then(|pair| connected(pair, &peer));
-            trial.flows.push(flow);
-            trial.speeds_mbps.push(proposal.speed_mbps);
+            trial.ways.push(flow);
+            speeds_mbps.push(proposal.speed_mbps);
         }
         trial.tell(talk, |flow| flow.pair.endpoint().encode())?;
         trial.hear(talk)?;
-        trial.say_hello();
+        trial.tried().for_each(Flow::say_hello);
         self.hear_hello(&mut trial, config, deadline);
         trial.tell(talk, |_| Vec::new())?;
         trial.hear(talk)?;
-        trial.settle()
+        settle(trial, speeds_mbps)
     }
 
     fn choose(
@@ -124,7 +125,7 @@ impl Devices {
         };
         let addresses = addresses(self.look(config.rdma)?);
         let ours = candidates(&addresses);
-        let mut trial = Trial::default();
+        let (mut trial, mut speeds_mbps) = (Trial::default(), Vec::new());
         let (mut pairs, mut proposals) = (Vec::new(), Vec::new());
         for (own, place) in choose(&ours, near, &theirs.all, far) {
             let (device, address) = addresses[own];
@@ -136,7 +137,7 @@ impl Devices {
                         endpoint: pair.endpoint(),
                     };
                     proposals.push(Ok(proposal.encode()));
-                    trial.speeds_mbps.push(proposal.speed_mbps);
+                    speeds_mbps.push(proposal.speed_mbps);
                     pairs.push(pair);
                 }
                 Err(reason) => trial.left_out.push(reason),
@@ -154,7 +155,7 @@ impl Devices {
             return Err(talk.broken().into());
         }
         for (pair, end) in pairs.into_iter().zip(ends) {
-            trial.flows.push(match end {
+            trial.ways.push(match end {
                 Ok(end) => {
                     let peer = Endpoint::decode(&end).filter(|peer| peer.kind == pair.kind());
                     connected(pair, &talk.understand(peer)?)
@@ -162,12 +163,12 @@ impl Devices {
                 Err(reason) => Err(reason),
             });
         }
-        trial.say_hello();
+        trial.tried().for_each(Flow::say_hello);
         trial.tell(talk, |_| Vec::new())?;
         trial.hear(talk)?;
         self.hear_hello(&mut trial, config, deadline);
         trial.tell(talk, |_| Vec::new())?;
-        trial.settle()
+        settle(trial, speeds_mbps)
     }
 
     fn look(&self, rdma: Rdma) -> Result<&[Arc<Device>], No> {
@@ -180,7 +181,7 @@ impl Devices {
 
     /// Waits for the first messages: until the deadline where nothing else may carry the bytes. Where TCP may, each wait in vain
     /// halves the next, for all of them together must not take as long as a group may take to form.
-    fn hear_hello(&self, trial: &mut Trial, config: &Config, deadline: Instant) {
+    fn hear_hello(&self, trial: &mut Trial<Flow>, config: &Config, deadline: Instant) {
         let time = HELLO_TIME_MAX / (1 << self.in_vain.load(Ordering::Relaxed).min(6));
         let patience = Patience {
             until: match config.tcp {
@@ -189,105 +190,27 @@ impl Devices {
             },
             further: time / 4,
         };
-        let count = |trial: &Trial| trial.flows.iter().flatten().count();
-        let awaited = count(trial);
-        hello::hear(&mut trial.flows, patience);
-        if count(trial) < awaited {
+        let awaited = trial.tried().count();
+        hello::hear(&mut trial.ways, patience);
+        if trial.tried().count() < awaited {
             self.in_vain.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
-/// Why a conversation has come to nothing.
-enum No {
-    /// This end declines, for this reason.
-    Ours(String),
-    /// The other end has declined.
-    Theirs(String),
-    /// They cannot go on talking.
-    Broken(FabricError),
-}
-
-impl No {
-    fn conclude(self, talk: &mut Talk<'_>) -> Result<Agreement, FabricError> {
-        match self {
-            Self::Ours(reason) => talk.decline(reason),
-            Self::Theirs(reason) => Ok(Err(reason)),
-            Self::Broken(error) => Err(error),
+/// Makes one link of what both ends have found to work, each with the speed of its ports.
+fn settle(trial: Trial<Flow>, speeds_mbps: Vec<u32>) -> Result<Flows, No> {
+    let reasons = trial.reasons();
+    let (mut work, mut left_out) = (Vec::new(), trial.left_out);
+    for (flow, speed_mbps) in trial.ways.into_iter().zip(speeds_mbps) {
+        match flow {
+            Ok(flow) => work.push((flow, speed_mbps)),
+            Err(reason) => left_out.push(reason),
         }
     }
-}
-
-impl From<FabricError> for No {
-    fn from(error: FabricError) -> Self {
-        Self::Broken(error)
-    }
-}
-
-/// The connections that two ranks try, in the same order at both ends, each until one end says why not.
-#[derive(Default)]
-struct Trial {
-    flows: Vec<Result<Flow, String>>,
-    /// Of the ports of each, or 0.
-    speeds_mbps: Vec<u32>,
-    /// Why there are not more.
-    left_out: Vec<String>,
-}
-
-impl Trial {
-    /// Tells the other end how each one goes, with a `word` for those that go well; declines when none does.
-    fn tell(&self, talk: &mut Talk<'_>, word: impl Fn(&Flow) -> Vec<u8>) -> Result<(), No> {
-        if self.flows.iter().all(Result::is_err) {
-            return Err(No::Ours(self.reasons()));
-        }
-        let words = self.flows.iter().map(|flow| match flow {
-            Ok(flow) => Ok(word(flow)),
-            Err(reason) => Err(reason.clone()),
-        });
-        Ok(talk.say_each(&words.collect::<Vec<_>>())?)
-    }
-
-    /// Hears from the other end how each one goes.
-    fn hear(&mut self, talk: &mut Talk<'_>) -> Result<(), No> {
-        let words = talk.hear_each()?.map_err(No::Theirs)?;
-        if words.len() != self.flows.len() {
-            return Err(talk.broken().into());
-        }
-        for (flow, word) in self.flows.iter_mut().zip(words) {
-            if let (Ok(_), Err(reason)) = (&flow, word) {
-                *flow = Err(reason);
-            }
-        }
-        Ok(())
-    }
-
-    fn say_hello(&mut self) {
-        self.flows.iter_mut().flatten().for_each(Flow::say_hello);
-    }
-
-    /// Keeps what both ends have found to work.
-    fn settle(self) -> Result<Flows, No> {
-        let reasons = self.reasons();
-        let (mut work, mut left_out) = (Vec::new(), self.left_out);
-        for (flow, speed_mbps) in self.flows.into_iter().zip(self.speeds_mbps) {
-            match flow {
-                Ok(flow) => work.push((flow, speed_mbps)),
-                Err(reason) => left_out.push(reason),
-            }
-        }
-        let left_out = left_out.into_iter();
-        let left_out = left_out.map(|reason| format!("not over another device: {reason}"));
-        Flows::new(work, left_out.collect()).ok_or(No::Theirs(reasons))
-    }
-
-    fn reasons(&self) -> String {
-        let failed = self.flows.iter().filter_map(|flow| flow.as_ref().err());
-        let reasons: Vec<&str> = failed
-            .chain(&self.left_out)
-            .map(|reason| &**reason)
-            .collect();
-        reasons.join(", ")
-    }
+    let left_out = left_out.into_iter();
+    let left_out = left_out.map(|reason| format!("not over another device: {reason}"));
+    Flows::new(work, left_out.collect()).ok_or(No::Theirs(reasons))
 }
 
 fn connected(mut pair: QueuePair, peer: &Endpoint) -> Result<Flow, String> {

@@ -19,6 +19,7 @@ mod link;
 mod message;
 mod pair;
 mod region;
+mod trial;
 
 pub(crate) use agreement::{Agreement, Devices};
 pub(crate) use flows::Flows;
