@@ -64,6 +64,8 @@ fn addresses() -> Result<()> {
         .args(["--target", "x86_64-unknown-linux-gnu"])
         .env("RUSTFLAGS", "-Zsanitizer=address")
         .env("CARGO_TARGET_DIR", target()?.join("sanitize"))
+        // Memory that is not there is an error, which is tested.
+        .env("ASAN_OPTIONS", "allocator_may_return_null=1")
         .env("PROPTEST_CASES", "64");
     check(&mut test).context("AddressSanitizer on shoal-kernels")
 }

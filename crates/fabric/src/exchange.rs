@@ -26,6 +26,9 @@ impl Exchange {
     /// Every exchange.
     pub const ALL: [Self; 2] = [Self::F32, Self::Q8];
 
+    /// Values of a block.
+    pub const BLOCK_LEN: usize = 32;
+
     /// Returns the exchange of a name, such as `q8`.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
@@ -116,7 +119,7 @@ impl Arithmetic for Block {
 }
 
 /// Values in a block.
-const BLOCK_LEN: usize = 32;
+const BLOCK_LEN: usize = Exchange::BLOCK_LEN;
 const VALUE_MAX: f32 = 127.0;
 const SIGN: u32 = 1 << 31;
 /// Added to a small number, leaves its nearest integer, of two the even one, in the lowest bits.

@@ -19,8 +19,8 @@ pub struct CpuConfig {
     /// Threads to compute with, the caller's included.
     pub threads: usize,
     /// Pins thread `i` to the `first_core + i`-th of the cores this process may use, counting round;
-    /// `None` leaves placing to the system. Thread 0 is the one that calls [`Cpu::new`]; it stays pinned, as do threads it
-    /// starts later.
+    /// `None` leaves placing to the system, as do a quota of fewer cores, which others may have on the same ones, and a system
+    /// that does not pin. Thread 0 is the one that calls [`Cpu::new`]; it stays pinned, as do threads it starts later.
     pub first_core: Option<usize>,
 }
 
@@ -43,7 +43,7 @@ impl Cpu {
     /// Starts the threads.
     ///
     /// # Errors
-    /// If there is no thread to start, the processor lacks the instruction set, or the system refuses a thread or a core.
+    /// If there is no thread to start, the processor lacks the instruction set, or the system refuses a thread.
     pub fn new(config: CpuConfig) -> Result<Self, CpuError> {
         let CpuConfig {
             isa,
@@ -56,18 +56,18 @@ impl Cpu {
         let token = Token::new(isa).ok_or(CpuError::Unavailable(isa))?;
         // Counted before this thread is pinned, to one of them.
         let cores = machine::available_cores();
-        let pinning = first_core.map(affinity::Pinning::new).transpose();
-        let pinning = pinning.map_err(CpuError::Pin)?;
-        if let Some(pinning) = pinning {
-            pinning.pin(0).map_err(CpuError::Pin)?;
-        }
-        let crowded = threads > cores;
-        let pool = Pool::new(threads, crowded, move |thread| {
+        let pinning = first_core.and_then(|first| affinity::Pinning::new(first, cores));
+        let pin = move |thread| {
             if let Some(pinning) = pinning
                 && let Err(error) = pinning.pin(thread)
             {
                 tracing::warn!(thread, %error, "thread not pinned");
             }
+        };
+        pin(0);
+        let crowded = threads > cores;
+        let pool = Pool::new(threads, crowded, move |thread| {
+            pin(thread);
         });
         Ok(Self {
             isa,
@@ -274,9 +274,6 @@ pub enum CpuError {
     /// The system refused a thread.
     #[error("cannot start a thread ({0}); ask for fewer")]
     Spawn(#[source] io::Error),
-    /// The system refused to pin a thread.
-    #[error("cannot pin threads to cores ({0}); leave out the first core")]
-    Pin(#[source] io::Error),
 }
 
 /// Elements below which handing work to another thread takes longer than doing it.
@@ -296,9 +293,10 @@ mod affinity {
     }
 
     impl Pinning {
-        pub(super) fn new(first: usize) -> io::Result<Self> {
-            let allowed = sched_getaffinity(None)?;
-            Ok(Self { allowed, first })
+        /// Nothing where the system does not tell, or grants but `cores` of them.
+        pub(super) fn new(first: usize, cores: usize) -> Option<Self> {
+            let allowed = sched_getaffinity(None).ok()?;
+            (allowed.count() as usize == cores).then_some(Self { allowed, first })
         }
 
         /// Pins the calling thread.
@@ -322,8 +320,8 @@ mod affinity {
     pub(super) struct Pinning;
 
     impl Pinning {
-        pub(super) fn new(_first: usize) -> io::Result<Self> {
-            Ok(Self)
+        pub(super) fn new(_first: usize, _cores: usize) -> Option<Self> {
+            None
         }
 
         pub(super) fn pin(&self, _thread: usize) -> io::Result<()> {

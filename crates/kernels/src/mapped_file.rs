@@ -22,7 +22,7 @@ impl MappedFile {
     /// If the file cannot be opened or mapped.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
-        // SAFETY: the mapping is private and read-only. That nobody truncates or rewrites the file
+        // SAFETY: the mapping is read-only. That nobody truncates or rewrites the file
         // in place is asked of the user above: no interface of the system can promise it, and all
         // readers treat the bytes as untrusted input.
         let map = unsafe { Mmap::map(&file)? };

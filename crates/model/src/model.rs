@@ -1,6 +1,6 @@
 //! One rank's part of a loaded model, and the step over it.
 
-use shoal_fabric::{Group, Rank};
+use shoal_fabric::{Exchange, Group, Rank};
 use shoal_kernels::{Cpu, HeadMap, KvCache, KvCacheError, KvShape, Rotary};
 
 use crate::error::ModelError;
@@ -151,9 +151,16 @@ fn kv_shape(
         kv_pages,
         page_tokens,
         kv_format,
-        exchange: _,
+        exchange,
         batch_tokens_max,
     } = *config;
+    if exchange == Exchange::Q8 && !spec.width.is_multiple_of(Exchange::BLOCK_LEN) {
+        // A block would hold numbers of two tokens, and one's could spoil the other's.
+        let (width, block) = (spec.width, Exchange::BLOCK_LEN);
+        return Err(ModelError::Config(format!(
+            "sums of {width} values cannot be exchanged in blocks of {block}; leave out the exchange q8"
+        )));
+    }
     if [context, kv_pages, page_tokens].contains(&0) || batch_tokens_max == 0 {
         return Err(ModelError::Config(
             "context, KV pages, page and batch hold at least one token each".to_owned(),

@@ -3,7 +3,7 @@
 //! Every rank runs this on the same spans and reaches the same sums, so all hold the same residual stream and the same
 //! logits, bit for bit. Nothing here asks which rank it is.
 
-use shoal_fabric::{FabricError, Group};
+use shoal_fabric::{FabricError, Group, Reduce};
 use shoal_kernels::AttentionSpan;
 use smallvec::SmallVec;
 
@@ -209,7 +209,7 @@ impl Model {
                 .positions
                 .extend(span.start..span.start + span.tokens.len() as u32);
         }
-        peers.sum(residual)?;
+        peers.sum_exactly(residual)?;
         Ok(())
     }
 
@@ -397,6 +397,14 @@ impl Peers<'_> {
     fn sum(&mut self, data: &mut [f32]) -> Result<(), FabricError> {
         (self.progress)();
         let summed = self.group.all_reduce_sum(data);
+        (self.progress)();
+        summed
+    }
+
+    /// What all [exchanges](shoal_fabric::Exchange) give the same of.
+    fn sum_exactly(&mut self, data: &mut [f32]) -> Result<(), FabricError> {
+        (self.progress)();
+        let summed = self.group.all_reduce(Reduce::Sum, data);
         (self.progress)();
         summed
     }

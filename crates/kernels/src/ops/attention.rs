@@ -52,7 +52,7 @@ const TILE_MAX: usize = 8;
 /// Positions whose softmax is computed for itself before it is merged with that of the positions before. Always the same
 /// ones, so that a result does not depend on who computes which part.
 const PART_TOKENS: usize = 512;
-/// With fewer tiles than this the threads would not end at about the same time.
+/// With fewer tiles than this threads would not end at about the same time.
 const TILES_PER_THREAD: usize = 2;
 
 /// Everything about one call; shapes were checked by the caller.
@@ -68,8 +68,15 @@ pub(crate) struct Attention<'a> {
 /// Memory kept between calls.
 pub(crate) struct Scratch {
     threads: Vec<Mutex<ThreadScratch>>,
+    parts: Mutex<PartsScratch>,
+}
+
+#[derive(Default)]
+struct PartsScratch {
     /// A [`Partial`] for each part of each tile.
-    parts: Mutex<Vec<f32>>,
+    results: Vec<f32>,
+    /// Of each tile the place of its first part, and the end of the last one's.
+    starts: Vec<usize>,
 }
 
 #[derive(Default)]
@@ -93,10 +100,8 @@ impl Attention<'_> {
     pub(crate) fn run(&self, pool: &Pool, isa: Token, scratch: &Scratch, out: &mut [f32]) {
         let out = SharedSlice::new(out);
         let tiles = self.spans.iter().map(|span| self.tiles(span)).sum();
-        let ends = self.spans.iter().map(|it| it.start as usize + it.tokens);
-        let parts = self.parts(ends.max().unwrap_or(0));
-        if parts > 1 && tiles < TILES_PER_THREAD * pool.threads() {
-            return self.run_parts(pool, isa, scratch, [tiles, parts], &out);
+        if self.leaves_idle(tiles, pool.threads()) {
+            return self.run_parts(pool, isa, scratch, tiles, &out);
         }
         pool.run(tiles, |thread, task| {
             let tile = self.tile(task);
@@ -120,28 +125,50 @@ impl Attention<'_> {
         pool: &Pool,
         isa: Token,
         scratch: &Scratch,
-        [tiles, parts]: [usize; 2],
+        tiles: usize,
         out: &SharedSlice<'_, f32>,
     ) {
         let len = self.partial_len();
-        let results = &mut *lock(&scratch.parts);
-        results.resize(tiles * parts * len, 0.0);
+        let PartsScratch { results, starts } = &mut *lock(&scratch.parts);
+        let mut parts = 0;
+        starts.clear();
+        starts.extend((0..tiles).map(|tile| {
+            let start = parts;
+            parts += self.parts(self.tile(tile).end);
+            start
+        }));
+        starts.push(parts);
+        let starts = &*starts;
+        results.resize(parts * len, 0.0);
         let results = SharedSlice::new(results);
         // SAFETY: each result is asked for by one task of a run, and the runs follow one another.
         let result = |i: usize| unsafe { results.slice(i * len..(i + 1) * len) };
-        pool.run(tiles * parts, |thread, task| {
-            let tile = self.tile(task / parts);
+        pool.run(parts, |thread, task| {
+            let place = starts.partition_point(|start| *start <= task) - 1;
+            let (tile, i) = (self.tile(place), task - starts[place]);
             let part = &mut lock(&scratch.threads[thread]).part;
             let mut new = Partial::empty(result(task));
-            isa.run(AttendPart::new(self, &tile, task % parts, part, &mut new));
+            isa.run(AttendPart::new(self, &tile, i, part, &mut new));
         });
         pool.run(tiles, |_, task| {
-            let mut sum = Partial::of(result(task * parts));
-            for i in 1..parts {
-                isa.run(Merge(&mut sum, &Partial::of(result(task * parts + i))));
+            let mut sum = Partial::of(result(starts[task]));
+            for i in starts[task] + 1..starts[task + 1] {
+                isa.run(Merge(&mut sum, &Partial::of(result(i))));
             }
             self.finish(&self.tile(task), &sum, out);
         });
+    }
+
+    /// Says whether threads would wait for others that have whole tiles to compute: tiles are few, or one is longer than what
+    /// each thread has to do.
+    fn leaves_idle(&self, tiles: usize, threads: usize) -> bool {
+        let (mut longest, mut all) = (0, 0);
+        for span in self.spans {
+            let parts = self.parts(span.start as usize + span.tokens);
+            longest = longest.max(parts);
+            all += parts * self.tiles(span);
+        }
+        longest > 1 && (tiles < TILES_PER_THREAD * threads || longest * threads > all)
     }
 
     /// Returns the parts that `positions` from the first one on make.

@@ -86,13 +86,16 @@ pub(super) fn spec(source: &Source<'_>) -> Result<ModelSpec, ModelError> {
             .ok_or_else(|| source.bad("attention.layer_norm_rms_epsilon", "missing"))?,
         attention_scale: source
             .optional_float("attention.scale")?
+            // As llama.cpp has it: nothing was said.
+            .filter(|scale| *scale != 0.0)
             .unwrap_or_else(|| (head_dim as f32).sqrt().recip()),
-        // The converter puts this family's query and key rows into interleaved order.
-        rotary: rope::rotary(source, head_dim, true)?,
         embedding: weight("token_embd", vocabulary, width, head_split)?,
         blocks: (0..source.count("block_count")?)
             .map(block)
             .collect::<Result<_, _>>()?,
+        // The converter puts this family's query and key rows into interleaved order. After the blocks, whose tensors vouch for
+        // the width of a head: there is a frequency for each two of it.
+        rotary: rope::rotary(source, head_dim, true)?,
         final_norm: weight("output_norm", 1, width, Split::Replicate)?,
         head: source
             .has_weight("output")

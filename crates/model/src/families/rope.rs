@@ -46,6 +46,8 @@ pub(super) fn rotary(
     let factor = source
         .optional_float("rope.scaling.factor")?
         .or(source.optional_float("rope.scale_linear")?)
+        // As llama.cpp has it: nothing was said.
+        .filter(|factor| *factor != 0.0)
         .unwrap_or(1.0);
     if factor < 1.0 {
         return Err(source.bad("rope.scaling.factor", "below 1"));
@@ -75,23 +77,19 @@ fn factors(source: &Source<'_>, pairs: usize) -> Result<Option<Vec<f32>>, ModelE
     let Some(tensor) = source.file.tensor(FACTORS) else {
         return Ok(None);
     };
-    let bytes = source.file.data(tensor);
-    let factors: Vec<f32> = bytes
-        .as_chunks()
-        .0
-        .iter()
-        .map(|bytes| f32::from_le_bytes(*bytes))
-        .collect();
-    if tensor.dtype != shoal_kernels::Dtype::F32
-        || factors.len() != pairs
-        || !factors.iter().all(|f| *f > 0.0)
-    {
-        return Err(ModelError::Metadata {
-            key: FACTORS.to_owned(),
-            problem: "not one positive F32 factor for each rotated pair",
-        });
+    let numbers = source.file.data(tensor).as_chunks().0;
+    // Counted before they are copied: a file may claim as many as it likes.
+    if tensor.dtype == shoal_kernels::Dtype::F32 && numbers.len() == pairs {
+        let factors = numbers.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        let factors: Vec<f32> = factors.collect();
+        if factors.iter().all(|factor| *factor > 0.0) {
+            return Ok(Some(factors));
+        }
     }
-    Ok(Some(factors))
+    Err(ModelError::Metadata {
+        key: FACTORS.to_owned(),
+        problem: "not one positive F32 factor for each rotated pair",
+    })
 }
 
 /// YaRN ([Peng et al.](https://arxiv.org/abs/2309.00071)): slow frequencies are interpolated, fast ones kept, those
@@ -121,6 +119,16 @@ fn yarn(
     for (pair, frequency) in inverse_frequencies.iter_mut().enumerate() {
         let ramp = ((pair as f32 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
         *frequency *= (1.0 - ramp) + ramp / factor;
+    }
+    for key in [
+        "rope.scaling.yarn_attn_factor",
+        "rope.scaling.yarn_ext_factor",
+    ] {
+        // A negative one says nothing.
+        let is_usual = |factor: f32| factor < 0.0 || factor == 1.0;
+        if !source.optional_float(key)?.is_none_or(is_usual) {
+            return Err(ModelError::Unsupported(format!("{key} other than 1")));
+        }
     }
     let attention = source
         .optional_float("rope.scaling.attn_factor")?

@@ -63,22 +63,35 @@ pub(crate) fn linear_many<const N: usize>(
     if tokens == 0 {
         return;
     }
+    let products = products.map(|(matrix, out)| Product::new(matrix, out, pool.threads()));
+    multiply(pool, isa, scratch, x, tokens, &products);
+}
+
+/// Not generic, so that the kernels are compiled in this crate and nowhere else.
+fn multiply(
+    pool: &Pool,
+    isa: Token,
+    scratch: &mut Scratch,
+    x: &[f32],
+    tokens: usize,
+    products: &[Product<'_>],
+) {
     let in_integers =
         |matrix: &Matrix| matrix.layout().is_quantized() && !matches!(isa, Token::Scalar(_));
     let tiled = isa.has_tiles() && tokens >= tiled::TOKENS_MIN;
-    if products.iter().any(|(matrix, _)| in_integers(matrix)) {
+    if products.iter().any(|product| in_integers(product.matrix)) {
         let layout = if tiled {
             Layout::Tokens
         } else {
             Layout::Groups
         };
+        let cols = x.len() / tokens;
         scratch.activations.quantize(pool, isa, x, cols, layout);
     }
     let Scratch {
         activations,
         threads,
     } = &*scratch;
-    let products = products.map(|(matrix, out)| Product::new(matrix, out, pool.threads()));
     let tasks = products.iter().map(Product::tasks).sum();
     pool.run(tasks, |thread, mut task| {
         let mut candidates = products.iter();
