@@ -90,7 +90,6 @@ impl Supervisor {
                 "the path is longer than {SOCKET_PATH_MAX} bytes"
             )));
         }
-        CellRecord::make_folder(run_root, &id).map_err(|error| unusable(error.to_string()))?;
         let token = match &config.placement {
             Placement::Local { .. } => None,
             Placement::Peers { token_file, .. } => Some(read_token(token_file)?),
@@ -158,6 +157,8 @@ impl Supervisor {
     fn form(&self) -> Result<(Vec<Member>, CellInfo), CellError> {
         let nonce_hex = random_hex(16);
         let nodes = self.connect_nodes()?;
+        // Whoever starts another cell while this one has no ranks takes what is left of it for that of one that is over.
+        self.make_folder()?;
         let key = self.token.as_ref().map_or_else(Key::random, |token| {
             formation_key(token, &self.id, &nonce_hex)
         });
@@ -189,6 +190,14 @@ impl Supervisor {
         self.write_record(&members);
         let info = self.await_ready(&members)?;
         Ok((members, info))
+    }
+
+    fn make_folder(&self) -> Result<(), CellError> {
+        let made = CellRecord::make_folder(&self.run_root, &self.id);
+        made.map_err(|error| CellError::RunFolder {
+            path: self.socket.clone(),
+            reason: error.to_string(),
+        })
     }
 
     fn connect_nodes(&self) -> Result<Vec<RemoteNode>, CellError> {

@@ -87,6 +87,14 @@ impl Client {
         Ok(TokenStream::new(id, events, Arc::clone(&self.shared)))
     }
 
+    /// Says whether the cell would take a request now, for whoever has much to do before it can submit one.
+    ///
+    /// # Errors
+    /// [`SubmitError::NotReady`], [`SubmitError::QueueFull`].
+    pub fn has_room(&self) -> Result<(), SubmitError> {
+        self.shared.lock().admit().map(|_| ())
+    }
+
     /// Returns a snapshot of the cell.
     #[must_use]
     pub fn status(&self) -> Status {

@@ -107,10 +107,10 @@ pub enum Failure {
         /// How that was noticed.
         reason: String,
     },
-    /// Rank 0 did not take the request.
+    /// Rank 0 did not take the request, or was told to end.
     #[error("the cell refused the request: {0}")]
     Refused(String),
-    /// The cell could not compute it, or was told to end.
+    /// The cell could not compute it.
     #[error("the cell could not complete the request: {0}")]
     Internal(String),
 }

@@ -27,7 +27,7 @@ impl ApiKey {
     }
 
     /// Compares digests without leaving early: neither the key's length nor how much of it is right shows in the time.
-    fn matches(&self, candidate: &str) -> bool {
+    fn matches(&self, candidate: &[u8]) -> bool {
         let digest: [u8; 32] = Sha256::digest(candidate).into();
         let difference = self
             .digest
@@ -56,8 +56,13 @@ pub(crate) async fn require_key(
     ApiError::client(StatusCode::UNAUTHORIZED, "invalid_api_key", message).into_response()
 }
 
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, key) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+/// Returns the key, as bytes: one with letters beyond ASCII is one as well.
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let value = headers.get(header::AUTHORIZATION)?.as_bytes();
+    let (scheme, key) = value.split_at_checked(BEARER.len())?;
+    scheme
+        .eq_ignore_ascii_case(BEARER)
+        .then(|| key.trim_ascii())
 }
+
+const BEARER: &[u8] = b"bearer ";

@@ -120,7 +120,7 @@ impl Generator {
     }
 
     /// Makes the prompt and submits it, on a blocking thread: a long prompt takes a while to encode.
-    /// A cell that is not ready is not worth that work.
+    /// A cell that would not take it is not worth that work.
     ///
     /// If the caller goes away meanwhile, the stream is dropped as soon as it exists, which cancels it.
     async fn start(
@@ -132,6 +132,7 @@ impl Generator {
         if let Some((_, reason)) = status::not_ready(&self.shared.client.status()) {
             return Err(SubmitError::NotReady(reason).into());
         }
+        self.shared.client.has_room()?;
         let shared = Arc::clone(&self.shared);
         let work = move || shared.submit(prompt(&shared)?, options, form);
         self.shared
@@ -163,7 +164,7 @@ impl Shared {
         let text = template.render(&messages, true, Some(now))?;
         // The template writes the special tokens itself, the first one included. As in transformers, such tokens in
         // a user's text are special too: once rendered, the two cannot be told apart.
-        Ok(self.text.tokenizer.encode(&text, Special::Parse)?)
+        Ok(self.text.tokenizer.encode_opening(&text, Special::Parse)?)
     }
 
     fn encode(&self, prompt: Prompt) -> Result<Vec<u32>, GenerateError> {

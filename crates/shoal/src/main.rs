@@ -15,11 +15,13 @@ mod signals;
 use std::process::ExitCode;
 
 use clap::Parser;
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use progress::note;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
+    raise_file_limit();
     if let Err(error) = logs::start(&cli.logs, cli.command.default_log()) {
         note(&format!("error: {}", one_line(&error)));
         return ExitCode::from(2);
@@ -31,6 +33,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Asks for as many open files as this user may have: clients that only hold connections must not keep ranks from starting.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Some systems tell a limit that they do not grant: then it stays as it is.
+    let _stays = setrlimit(Resource::Nofile, limit);
 }
 
 /// Puts an error and its causes on one line, without the causes that a message already quotes.

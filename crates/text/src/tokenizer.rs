@@ -95,6 +95,20 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::SplitTooCostly`] for a text built to be slow to split.
     pub fn encode(&self, text: &str, special: Special) -> Result<Vec<u32>, TextError> {
+        let mut tokens = self.encode_opening(text, special)?;
+        if let Some(eos) = self.eos
+            && tokens.last() != Some(&eos)
+        {
+            tokens.push(eos);
+        }
+        Ok(tokens)
+    }
+
+    /// Encodes a text that goes on, such as a chat up to the reply: as [`encode`](Self::encode), with no EOS after it.
+    ///
+    /// # Errors
+    /// See [`encode`](Self::encode).
+    pub fn encode_opening(&self, text: &str, special: Special) -> Result<Vec<u32>, TextError> {
         let specials = match special {
             Special::Parse => &self.specials,
             Special::AsText => &self.user_defined,
@@ -111,11 +125,6 @@ impl Tokenizer {
             && tokens.first() != Some(&bos)
         {
             tokens.insert(0, bos);
-        }
-        if let Some(eos) = self.eos
-            && tokens.last() != Some(&eos)
-        {
-            tokens.push(eos);
         }
         Ok(tokens)
     }

@@ -139,6 +139,11 @@ fn bos_and_eos_are_added_as_the_metadata_says_and_never_doubled() {
     let wanted = [&[start], hi.as_slice(), &[end]].concat();
     assert_eq!(tokenizer.encode("hi", Special::AsText).unwrap(), wanted);
     assert_eq!(
+        tokenizer.encode_opening("hi", Special::AsText).unwrap(),
+        wanted[..wanted.len() - 1],
+        "the text goes on"
+    );
+    assert_eq!(
         tokenizer
             .encode("<|im_start|>hi<|im_end|>", Special::Parse)
             .unwrap(),

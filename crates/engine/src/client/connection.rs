@@ -46,6 +46,9 @@ pub(super) fn greet(
     writer.write_all(&frame).map_err(unreachable)?;
     let mut reader = BufReader::new(writer.try_clone().map_err(unreachable)?);
     wire::read_frame(&mut reader, &mut frame).map_err(unreachable)?;
+    // From here on the reader knows whether rank 0 lives, and ends a write that waits for one that does not: rank 0 takes
+    // commands between steps, and a step may take long.
+    writer.set_write_timeout(None).map_err(unreachable)?;
     let greeting = match Notice::decode(&frame) {
         Ok(Notice::Hello(greeting)) => greeting,
         Ok(Notice::Busy) => return Err(AttachError::Busy),
@@ -129,7 +132,7 @@ fn read_notices(
             });
         }
         let Some(shared) = shared.upgrade() else {
-            return;
+            return end(&reader);
         };
         match Notice::decode(&frame) {
             Ok(notice) => {
@@ -145,9 +148,15 @@ fn read_notices(
             Err(error) => break root(format!("its messages make no sense: {error}")),
         }
     };
+    end(&reader);
     if let Some(shared) = shared.upgrade() {
         shared.lose(number, loss);
     }
+}
+
+/// Wakes the writer.
+fn end(reader: &BufReader<UnixStream>) {
+    let _may_have_ended = reader.get_ref().shutdown(Shutdown::Both);
 }
 
 /// Sets for how long rank 0 may be silent from now on. To the system, zero would be a mistake.
@@ -162,5 +171,5 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
 
 /// A rank 0 that lives answers at once; a deadline that has just passed still gives it the time to.
 const GREETING_WAIT_MIN: Duration = Duration::from_millis(100);
-/// Rank 0 reads all the time; one that does not for this long is gone.
+/// One that does not read its first few bytes for this long is gone.
 const WRITE_WAIT: Duration = Duration::from_secs(10);

@@ -82,12 +82,25 @@ impl Desk {
         &mut self,
         mut request: Request,
     ) -> Result<(u64, async_channel::Receiver<Event>), SubmitError> {
+        let info = self.admit()?;
+        check(&request, &info)?;
+        request.max_tokens = request
+            .max_tokens
+            .min(info.context - request.prompt.len() as u32);
+        self.counters.requests_total += 1;
+        self.counters.prompt_tokens_total += request.prompt.len() as u64;
+        let (id, events) = self.journal.open(request.clone(), Instant::now());
+        self.say(&Command::Submit { id, request });
+        Ok((id, events))
+    }
+
+    /// Says whether there is room for a request.
+    pub(super) fn admit(&mut self) -> Result<CellInfo, SubmitError> {
         let (CellState::Ready, Some(info), Some(attachment)) =
             (&self.state, &self.info, &self.attachment)
         else {
             return Err(SubmitError::NotReady(self.why_not_ready()));
         };
-        check(&request, info)?;
         // Every frame in the outbox is a request or the end of one. Rank 0 takes them between two steps; only a front
         // that opens and cancels requests by the thousand within one gets this far ahead of it.
         let open_max = info.limits.open_max();
@@ -98,14 +111,7 @@ impl Desk {
                 retry_after_seconds,
             });
         }
-        request.max_tokens = request
-            .max_tokens
-            .min(info.context - request.prompt.len() as u32);
-        self.counters.requests_total += 1;
-        self.counters.prompt_tokens_total += request.prompt.len() as u64;
-        let (id, events) = self.journal.open(request.clone(), Instant::now());
-        self.say(&Command::Submit { id, request });
-        Ok((id, events))
+        Ok(info.clone())
     }
 
     pub(super) fn cancel(&mut self, id: u64) {
@@ -196,7 +202,7 @@ impl Desk {
         self.say(&Command::Shutdown);
         self.state = CellState::Stopping;
         self.ranks.fill(RankState::Stopping);
-        self.fail_all(&Failure::Internal("the cell was told to end".to_owned()));
+        self.fail_all(&Failure::Refused("it was told to end".to_owned()));
     }
 
     pub(super) fn status(&self) -> Status {

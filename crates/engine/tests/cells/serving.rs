@@ -326,7 +326,7 @@ fn an_order_to_end_ends_everything() {
     assert_eq!(client.status().state, CellState::Stopping);
     assert!(matches!(
         drain(stream).1,
-        Event::Failed(Failure::Internal(_))
+        Event::Failed(Failure::Refused(_))
     ));
     cell.ends_well();
     assert_eq!(
