@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use common::mpi::{Tally, anywhere};
 use common::{
-    CABLES, Links, MIXED_APART, PATIENT, bits, everywhere, groups, on_each, ranks_here, shares,
-    tcp_groups, values,
+    CABLES, Links, MIXED_APART, PATIENT, bits, devices, everywhere, groups, on_each, ranks_here,
+    shares, tcp_groups, values,
 };
 use shoal_fabric::{FabricError, Group, Rank, Transport, solo};
 
@@ -38,6 +38,7 @@ fn a_group_says_what_carries_its_bytes() {
                 let cables = match (links, found) {
                     (_, None) => 0,
                     (Links::Striped, _) if cfg!(target_os = "linux") => CABLES.len(),
+                    (Links::Rdma | Links::RdmaUnreliable, _) => devices(),
                     _ => 1,
                 };
                 assert_eq!(group.cables(peer), cables, "{links:?}, {own} to {peer}");

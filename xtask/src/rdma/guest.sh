@@ -130,8 +130,10 @@ over_two() {
         /opt/rdma link add rxe_b type rxe netdev vc || return
     a=$(packets rxe_a)
     b=$(packets rxe_b)
+    export SHOAL_TEST_RDMA_DEVICES=2
     "$@"
     status=$?
+    unset SHOAL_TEST_RDMA_DEVICES
     a=$(($(packets rxe_a) - a))
     b=$(($(packets rxe_b) - b))
     echo "packets sent: $a by rxe_a, $b by rxe_b"

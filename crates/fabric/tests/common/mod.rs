@@ -58,6 +58,16 @@ fn kinds() -> &'static [Links] {
     }
 }
 
+/// Returns how many RDMA devices a link has to use, by what whoever runs the tests says.
+pub(crate) fn devices() -> usize {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "whoever runs the tests knows which devices this machine has"
+    )]
+    let devices = std::env::var("SHOAL_TEST_RDMA_DEVICES");
+    devices.map_or(1, |count| count.parse().expect("a number of devices"))
+}
+
 /// Forms the groups of all ranks, in their order; of those that are processes, that of this one.
 pub(crate) fn groups(links: Links, world: usize, timeout: Duration) -> Vec<Group> {
     let over = |rdma| Config {
