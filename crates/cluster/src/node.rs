@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use shoal_fabric::channel::{Channel, Receiver, Sender};
+use shoal_fabric::tcp::Config;
 use shoal_fabric::{FabricError, Key};
 use thiserror::Error;
 use tracing::{info, warn};
@@ -42,6 +43,8 @@ pub struct NodeConfig {
     pub program: Program,
     /// Folder that files are copied to and from; made when it is needed.
     pub root: PathBuf,
+    /// How ranks of this machine are linked, of which RDMA and the interfaces hold for copies too.
+    pub links: Config,
 }
 
 /// The node cannot listen.
@@ -85,7 +88,11 @@ impl Node {
         Ok(Self {
             listener,
             shared: Arc::new(Shared {
-                copies: CopyService::new(config.root.clone(), config.token.clone()),
+                copies: CopyService::new(
+                    config.root.clone(),
+                    config.token.clone(),
+                    config.links.clone(),
+                ),
                 config,
                 lent: Mutex::new(Lent::Free),
                 doorstep: Arc::default(),
@@ -340,6 +347,7 @@ mod tests {
             isa: None,
             program,
             root: "/nowhere/root".into(),
+            links: Config::default(),
         });
         node.expect("loopback")
     }

@@ -28,7 +28,6 @@ use crate::key::{KEY_BYTES, Key, random_bytes};
 use crate::link::Transport;
 use crate::lobby::Lobby;
 use crate::ports::{Offer, Port};
-use crate::rank::Rank;
 use crate::schedule::{STRANDS_MAX, WEIGHT_MAX, weights};
 use crate::socket::connect_from;
 use crate::talk::{self, Talk};
@@ -78,37 +77,30 @@ pub(crate) struct Terms<'a> {
 }
 
 impl Terms<'_> {
-    /// Agrees as the end that leads, or as the other, with `peer`; `why` nothing better than TCP carries the bytes.
+    /// Agrees as the end that leads, or as the other; returns the reason where nothing may carry the bytes.
     ///
     /// # Errors
-    /// [`FabricError::NoTransport`] when nothing may carry the bytes; when the connection fails, or what the other end says
-    /// cannot be read.
+    /// When the connection fails, or what the other end says cannot be read.
     pub(crate) fn agree(
         self,
         channel: &mut Channel,
         leads: bool,
-        peer: Rank,
-        why: &str,
-    ) -> Result<Cables, FabricError> {
+    ) -> Result<Result<Cables, String>, FabricError> {
         let (near, far) = (channel.local_addr()?.ip(), channel.peer_addr().ip());
         let ours = match self.config.tcp {
             true => Offer::of_this_machine(&self.config.interfaces, near, far),
-            false => Err("switched off on this rank".to_owned()),
+            false => Err("switched off at this end".to_owned()),
         };
         let mut talk = Talk::new(channel, self.deadline, "its network interfaces");
-        let outcome = match (ours, leads) {
-            (Err(reason), true) => talk.decline(reason)?,
+        match (ours, leads) {
+            (Err(reason), true) => talk.decline(reason),
             (Err(reason), false) => match talk.hear()? {
-                Ok(_) => talk.decline(reason)?,
-                Err(_) => Err(reason),
+                Ok(_) => talk.decline(reason),
+                Err(_) => Ok(Err(reason)),
             },
-            (Ok(ours), true) => self.lead(&mut talk, &ours, far)?,
-            (Ok(ours), false) => self.follow(&mut talk, &ours, far)?,
-        };
-        outcome.map_err(|reason| FabricError::NoTransport {
-            rank: peer,
-            reason: format!("{why}; tcp: {reason}"),
-        })
+            (Ok(ours), true) => self.lead(&mut talk, &ours, far),
+            (Ok(ours), false) => self.follow(&mut talk, &ours, far),
+        }
     }
 
     fn lead(

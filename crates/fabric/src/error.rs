@@ -63,13 +63,13 @@ pub enum FabricError {
         /// What was wrong.
         reason: String,
     },
-    /// What is allowed to carry the bytes between two ranks cannot.
+    /// What is allowed to carry the bytes between two ends cannot.
     #[error(
-        "nothing that is allowed reaches {rank}: {reason}; allow tcp, or mend what stands in the way"
+        "nothing that is allowed reaches {peer}: {reason}; allow tcp, or mend what stands in the way"
     )]
     NoTransport {
-        /// The other rank.
-        rank: Rank,
+        /// The rank or the address of the other end.
+        peer: String,
         /// Why not.
         reason: String,
     },

@@ -5,7 +5,8 @@
 //! directions that its ends hold the same [`Key`]. Two ranks that turn out to be on one machine exchange their bytes
 //! through memory that they share, and two whose RDMA devices reach each other through those. [`in_process`] makes the
 //! same groups inside one process, and `mpi`, with the feature of that name, those of the ranks that `mpirun` started. A
-//! [`channel::Channel`] is a single authenticated connection beside the groups, for orders and reports. Sums are added in
+//! [`channel::Channel`] is a single authenticated connection beside the groups, for orders and reports, and
+//! [`lane::Lanes`] are streams for bulk that two ends exchange one for. Sums are added in
 //! rank order, so all ranks hold the same bits; every wait is bounded, and an error names the rank that was lost. What is
 //! computed, and what becomes of a loss, is left to others.
 //!
@@ -54,6 +55,7 @@ mod inbox;
 mod interfaces;
 mod invitation;
 mod key;
+pub mod lane;
 mod link;
 mod lobby;
 mod memory;
@@ -85,7 +87,6 @@ pub use key::Key;
 pub use link::Transport;
 pub use rank::{Rank, WORLD_MAX};
 pub use reduce::{Element, Reduce};
-pub use socket::bound_if_local;
 
 #[cfg(target_endian = "big")]
 compile_error!(

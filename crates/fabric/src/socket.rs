@@ -255,7 +255,7 @@ pub(crate) fn has_one_address(stream: &TcpStream) -> bool {
 ///
 /// # Errors
 /// When the system refuses.
-pub fn bound_if_local(stream: &TcpStream) -> io::Result<()> {
+pub(crate) fn bound_if_local(stream: &TcpStream) -> io::Result<()> {
     if has_one_address(stream) {
         sockopt::set_socket_send_buffer_size(stream, LOCAL_SEND_BYTES)?;
     }

@@ -385,9 +385,12 @@ fn group(
         let leads = rank == Rank(0) || (1..rank.index()).contains(&index);
         let peer = Rank::at(index);
         let road = ground.settle(rank, peer, |why| {
-            terms
-                .agree(&mut channel, leads, peer, why)
-                .map_err(|error| of_rank(index, error, started, CONNECTING))
+            let agreed = terms.agree(&mut channel, leads);
+            let agreed = agreed.map_err(|error| of_rank(index, error, started, CONNECTING))?;
+            agreed.map_err(|reason| FabricError::NoTransport {
+                peer: peer.to_string(),
+                reason: format!("{why}; tcp: {reason}"),
+            })
         })?;
         Ok::<_, FabricError>((channel.into_stream(), road))
     };

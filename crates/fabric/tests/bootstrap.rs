@@ -183,7 +183,7 @@ fn where_tcp_is_not_allowed_both_ends_say_why() {
             let error = outcome.err().expect("nothing carries the bytes");
             assert!(matches!(error, FabricError::NoTransport { .. }), "{error}");
             assert!(
-                error.to_string().contains("switched off on this rank"),
+                error.to_string().contains("switched off at this end"),
                 "{error}"
             );
         }

@@ -16,7 +16,7 @@ use clap::{Args, Parser, Subcommand};
 use shoal_fabric::Exchange;
 use shoal_kernels::KvFormat;
 
-pub(crate) use copy::{CopyArgs, DEFAULT_PORT, Place, node_address};
+pub(crate) use copy::{CopyArgs, CopyTransportArg, DEFAULT_PORT, Place, node_address};
 pub(crate) use discover::{DiscoverArgs, OverArg};
 pub(crate) use fabric::{FabricAction, FabricArgs, LinkTestArgs, TransportArg};
 pub(crate) use machines::MachineArgs;

@@ -261,6 +261,58 @@ fn two_cables_carry_a_link_together_unless_one_is_left_out() {
 }
 
 #[test]
+fn a_copy_goes_over_both_cables_unless_one_is_left_out() {
+    let Some(network) = Network::with_cables(2, 2) else {
+        return;
+    };
+    let lab = Lab::new(&network);
+    let _node = lab.node(1);
+    for (host, cable) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        network.limit_on(host, cable, "200mbit");
+    }
+    const BYTES: usize = 16 << 20;
+    let data: Vec<u8> = (0..BYTES).map(|at| ((at * at) >> 13) as u8).collect();
+    let file = lab.house.file("big", &data);
+    // What is said beside the bytes is less.
+    const FEW: u64 = 256 << 10;
+    // Bytes that a host sends over each cable while a file is copied.
+    let copied = |from: usize, words: &[&str]| {
+        let sent = || [0, 1].map(|cable| network.bytes_sent(from, cable));
+        let before = sent();
+        let outcome = lab.outcome(&[&["cp", "--json"], words].concat());
+        assert_eq!(outcome["transport"], "tcp", "{outcome}");
+        let after = sent();
+        (outcome, [after[0] - before[0], after[1] - before[1]])
+    };
+    let is_even = |[one, other]: [u64; 2]| {
+        let share = one as f64 / (one + other) as f64;
+        assert!((0.4..0.6).contains(&share), "{one} and {other} bytes");
+        assert!(one + other > BYTES as u64);
+    };
+    let there = |name: &str| format!("{}:{name}", Lab::address(1));
+
+    let (outcome, sent) = copied(0, &[&file, &there("a")]);
+    assert_eq!(outcome["cables"], 2, "{outcome}");
+    is_even(sent);
+    let back = lab.house.file_path("back");
+    let (outcome, sent) = copied(1, &["--connections", "1", &there("a"), &back]);
+    assert_eq!(outcome["cables"], 2, "{outcome}");
+    is_even(sent);
+    assert!(std::fs::read(&back).expect("the copy") == data);
+
+    // A bound is that of both cables together.
+    let (outcome, sent) = copied(0, &["--limit-rate", "8M", &file, &there("b")]);
+    let rate = outcome["bytes_per_second"].as_f64().expect("a rate");
+    assert!(rate < 8.2e6, "{outcome}");
+    assert!(sent.iter().all(|bytes| *bytes > FEW), "{sent:?}");
+
+    network.harm(Harm::SecondNetwork);
+    let (outcome, [first, second]) = copied(0, &[&file, &there("c")]);
+    assert_eq!(outcome["cables"], 1, "{outcome}");
+    assert!(first > BYTES as u64 && second < FEW, "{first}, {second}");
+}
+
+#[test]
 fn a_cell_survives_the_loss_of_one_cable_of_two() {
     let Some(network) = Network::with_cables(2, 2) else {
         return;

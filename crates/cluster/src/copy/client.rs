@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use shoal_fabric::Key;
+use shoal_fabric::tcp::Config;
+use shoal_fabric::{Key, Transport};
 
-use super::connect::{connect, session};
+use super::connect::{Terms, session};
 use super::error::{CopyError, Doing};
 use super::limit::Limit;
 use super::path::RelPath;
@@ -13,18 +14,34 @@ use super::sender::{self, Sending};
 use super::source::Source;
 use super::wire::{CopyOrder, Destination, PullOrder, PushOrder};
 use super::{CopyReport, OnProgress};
+use crate::link_test::Carrier;
 use crate::store::free_bytes;
 
 /// How to copy.
 pub struct CopyConfig {
     /// Secret that the nodes were started with.
     pub token: Key,
-    /// Data connections, [`LANES_MAX`](super::LANES_MAX) at most.
+    /// Data connections, [`LANES_MAX`](super::LANES_MAX) at most; over several cables as many more as make it the same number
+    /// for each. Over RDMA there is one.
     pub lanes: u8,
+    /// What may carry them.
+    pub carrier: Carrier,
+    /// How ranks of this machine are linked, of which RDMA and the interfaces hold here too.
+    pub links: Config,
     /// Most bytes a second that leave any machine.
     pub limit_bytes_per_second: Option<u64>,
     /// Read again what was written before it gets its name.
     pub verify: bool,
+}
+
+impl CopyConfig {
+    fn terms(&self) -> Terms<'_> {
+        Terms {
+            token: &self.token,
+            links: &self.links,
+            carrier: self.carrier,
+        }
+    }
 }
 
 /// What has been copied.
@@ -36,6 +53,10 @@ pub struct CopySummary {
     pub left_out: Vec<String>,
     /// What each receiving end says, in the order of the nodes.
     pub reports: Vec<CopyReport>,
+    /// What carried the bytes between this machine and the first node.
+    pub transport: Transport,
+    /// Over how many cables.
+    pub cables: usize,
 }
 
 /// Sends files and folders of this machine to the first of `nodes`, and through it to the others. `to` is a path below
@@ -65,19 +86,24 @@ pub fn push(
         lanes: config.lanes,
         to: destination,
         limit_bytes_per_second: config.limit_bytes_per_second,
+        carrier: config.carrier,
         then: then.to_vec(),
     });
-    let (talk, lanes) = connect(node, &config.token, &session, config.lanes, order)?;
+    let link = config
+        .terms()
+        .connect(node, &session, config.lanes, order)?;
     let sending = Sending {
         source: &source,
         limit: config.limit_bytes_per_second.map(Limit::new),
         on_progress,
     };
-    let reports = sender::run(&talk, &lanes, &sending)?;
+    let reports = sender::run(&link.talk, link.lanes, &sending)?;
     Ok(CopySummary {
         total_bytes: source.manifest.bytes(),
         left_out: source.left_out,
         reports,
+        transport: link.transport,
+        cables: link.cables,
     })
 }
 
@@ -100,7 +126,9 @@ pub fn pull(
         from: from.to_vec(),
         limit_bytes_per_second: config.limit_bytes_per_second,
     });
-    let (talk, lanes) = connect(node, &config.token, &session, config.lanes, order)?;
+    let link = config
+        .terms()
+        .connect(node, &session, config.lanes, order)?;
     let names = from
         .iter()
         .filter_map(|path| Some(path.split_last()?.1.to_owned()));
@@ -111,11 +139,13 @@ pub fn pull(
         free_bytes,
         on_progress,
     };
-    let received = receiver::run(&talk, &lanes, &receiving, |_| None)?;
+    let received = receiver::run(&link.talk, link.lanes, &receiving, |_| None)?;
     Ok(CopySummary {
         total_bytes: received.total_bytes,
         left_out: received.left_out,
         reports: received.reports,
+        transport: link.transport,
+        cables: link.cables,
     })
 }
 

@@ -1,53 +1,107 @@
 //! Connecting to a node for a copy.
 
-use std::io;
-use std::net::TcpStream;
+use std::panic::resume_unwind;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use shoal_fabric::channel::Channel;
-use shoal_fabric::{Key, bound_if_local};
+use shoal_fabric::lane::{Lane, Lanes};
+use shoal_fabric::tcp::Config;
+use shoal_fabric::{FabricError, Key, Transport};
+use tracing::info;
 
 use super::error::CopyError;
 use super::talk::Talk;
 use super::wire::{CopyOrder, Message, out_of_turn};
 use crate::control::{Order, encode};
+use crate::link_test::Carrier;
 
-/// Orders a copy and opens its lanes.
-pub(super) fn connect(
-    node: &str,
-    token: &Key,
-    session: &str,
-    lanes: u8,
-    order: CopyOrder,
-) -> Result<(Talk, Vec<TcpStream>), CopyError> {
-    let talk = Talk::over(say(node, token, order)?, node);
-    match talk.hear()? {
-        Message::OpenLanes => {}
-        _ => return Err(out_of_turn()),
+/// What this end brings to every connection of a copy.
+#[derive(Clone, Copy)]
+pub(super) struct Terms<'a> {
+    pub(super) token: &'a Key,
+    pub(super) links: &'a Config,
+    pub(super) carrier: Carrier,
+}
+
+/// A copy that has been ordered, and what carries it.
+pub(super) struct Link {
+    pub(super) talk: Talk,
+    pub(super) lanes: Vec<Lane>,
+    pub(super) transport: Transport,
+    /// How many cables the lanes are spread over.
+    pub(super) cables: usize,
+}
+
+impl Terms<'_> {
+    /// Orders a copy and opens `lanes` lanes or a few more: as many over each cable as over any other.
+    pub(super) fn connect(
+        self,
+        node: &str,
+        session: &str,
+        lanes: u8,
+        order: CopyOrder,
+    ) -> Result<Link, CopyError> {
+        let talk = Talk::over(self.say(node, order)?, node);
+        match talk.hear()? {
+            Message::OpenLanes => {}
+            _ => return Err(out_of_turn()),
+        }
+        let links = lane_links(self.carrier, self.links);
+        let first = self.open(node, session, &links)?;
+        note(node, &first);
+        let cables = first.lanes.len();
+        let transport = first.transport();
+        let connections = usize::from(lanes).div_ceil(cables);
+        let mut all = first.lanes;
+        // They know by now what carries them, and no cable that is silent holds up the others.
+        thread::scope(|scope| {
+            let opening: Vec<_> = (1..connections)
+                .map(|_| scope.spawn(|| self.open(node, session, &links)))
+                .collect();
+            for opened in opening {
+                let opened = opened.join().unwrap_or_else(|panic| resume_unwind(panic));
+                all.extend(opened?.lanes);
+            }
+            Ok::<_, CopyError>(())
+        })?;
+        talk.watch_over(&all)?;
+        talk.say(&Message::LanesOpen {
+            connections: connections as u8,
+        })?;
+        Ok(Link {
+            talk,
+            lanes: all,
+            transport,
+            cables,
+        })
     }
-    let lanes = (0..lanes).map(|lane| {
+
+    fn open(self, node: &str, session: &str, links: &Config) -> Result<Lanes, FabricError> {
         let session = session.to_owned();
-        let channel = say(node, token, CopyOrder::Lane { session, lane })?;
-        bare(channel).map_err(CopyError::Cut)
-    });
-    let lanes = lanes.collect::<Result<Vec<_>, _>>()?;
-    talk.watch_over(&lanes)?;
-    Ok((talk, lanes))
+        let channel = self.say(node, CopyOrder::Lanes { session })?;
+        Lanes::lead(channel, links, self.token, Instant::now() + AGREE_TIME_MAX)
+    }
+
+    fn say(self, node: &str, order: CopyOrder) -> Result<Channel, FabricError> {
+        let mut channel = Channel::connect(node, self.token, Instant::now() + CONNECT_WAIT)?;
+        channel.send(&encode(&Order::Copy(order)))?;
+        Ok(channel)
+    }
 }
 
-/// Takes the bare connection of a lane, which may be silent for as long as the other end is busy elsewhere.
-pub(super) fn bare(channel: Channel) -> io::Result<TcpStream> {
-    let stream = channel.into_stream();
-    stream.set_read_timeout(None)?;
-    stream.set_write_timeout(None)?;
-    bound_if_local(&stream)?;
-    Ok(stream)
+/// Returns what may carry lanes where `usual` is for ranks: a machine may keep its ranks off TCP, but not those who copy.
+pub(super) fn lane_links(carrier: Carrier, usual: &Config) -> Config {
+    Config {
+        tcp: carrier != Carrier::Rdma,
+        ..carrier.config(usual)
+    }
 }
 
-fn say(node: &str, token: &Key, order: CopyOrder) -> Result<Channel, CopyError> {
-    let mut channel = Channel::connect(node, token, Instant::now() + CONNECT_WAIT)?;
-    channel.send(&encode(&Order::Copy(order)))?;
-    Ok(channel)
+/// Says what carries a copy.
+pub(super) fn note(peer: &str, lanes: &Lanes) {
+    let reason = lanes.left_out.join("; ");
+    info!(peer, carrier = lanes.carrier, reason, "lanes up");
 }
 
 /// Returns a name for a copy that no other has.
@@ -58,3 +112,5 @@ pub(super) fn session() -> String {
 }
 
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
+/// How long the two ends may look for what carries the lanes.
+pub(super) const AGREE_TIME_MAX: Duration = Duration::from_secs(15);

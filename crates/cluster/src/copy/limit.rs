@@ -1,10 +1,11 @@
 //! A bound on how fast bytes leave.
 
 use std::io::{self, Write};
-use std::net::TcpStream;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use shoal_fabric::lane::Lane;
 
 /// Lets so many bytes a second pass, over all lanes together.
 pub(super) struct Limit {
@@ -46,7 +47,7 @@ impl Limit {
 }
 
 /// Writes to a lane, under a limit if there is one.
-pub(super) fn write(limit: Option<&Limit>, mut lane: &TcpStream, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write(limit: Option<&Limit>, lane: &mut Lane, bytes: &[u8]) -> io::Result<()> {
     let Some(limit) = limit else {
         return lane.write_all(bytes);
     };

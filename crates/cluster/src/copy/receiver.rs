@@ -2,15 +2,16 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Read};
-use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 
+use shoal_fabric::lane::Lane;
+
 use super::error::CopyError;
 use super::manifest::{CHUNK_BYTES, ENTRIES_MAX, Entry, Manifest};
 use super::partial::{Outcome, Partial};
-use super::relay::{Relay, RelayLane};
+use super::relay::{Onward, Relay};
 use super::talk::Talk;
 use super::tree::Tree;
 use super::wire::{
@@ -57,7 +58,7 @@ struct State {
 /// Receives everything. `relay` connects to the next node once the manifest is known.
 pub(super) fn run(
     talk: &Talk,
-    lanes: &[TcpStream],
+    lanes: Vec<Lane>,
     receiving: &Receiving<'_>,
     relay: impl FnOnce(&Manifest) -> Option<Relay>,
 ) -> Result<Received, CopyError> {
@@ -66,7 +67,7 @@ pub(super) fn run(
 
 fn converse(
     talk: &Talk,
-    lanes: &[TcpStream],
+    lanes: Vec<Lane>,
     receiving: &Receiving<'_>,
     relay: impl FnOnce(&Manifest) -> Option<Relay>,
 ) -> Result<Received, CopyError> {
@@ -92,14 +93,14 @@ fn converse(
         state: Mutex::new(state),
         moved: Condvar::new(),
     };
-    let relay_lanes = relay.as_mut().map_or_else(Vec::new, Relay::take_lanes);
-    let mut relay_lanes = relay_lanes.into_iter();
+    let onward = relay.as_mut().map(Relay::take_lanes).map(Arc::new);
     thread::scope(|scope| {
         for lane in lanes {
-            let relay_lane = relay_lanes.next();
-            let reception = &reception;
-            scope.spawn(move || reception.work(talk, lane, relay_lane));
+            let (reception, onward) = (&reception, onward.clone());
+            scope.spawn(move || reception.work(talk, lane, onward));
         }
+        // They end when the last one that hands on is done.
+        drop(onward);
         let obeyed = reception.obey(talk, relay.as_ref());
         if obeyed.is_err() {
             talk.close_lanes();
@@ -251,13 +252,14 @@ impl Reception<'_> {
         }
     }
 
-    fn work(&self, talk: &Talk, mut lane: &TcpStream, mut relay: Option<RelayLane>) {
+    fn work(&self, talk: &Talk, mut lane: Lane, onward: Option<Arc<Onward>>) {
         let mut buffer = vec![0; FRAME_BYTES + CHUNK_BYTES];
         let outcome = loop {
             match Frame::read(&mut lane) {
                 Ok(None) => break Ok(()),
                 Ok(Some(frame)) => {
-                    if let Err(error) = self.take(frame, lane, &mut relay, &mut buffer) {
+                    if let Err(error) = self.take(frame, &mut lane, onward.as_deref(), &mut buffer)
+                    {
                         break Err(error);
                     }
                 }
@@ -279,14 +281,14 @@ impl Reception<'_> {
             let _it_may_be_gone = talk.say(&Message::Failed { reason });
         }
         // The sender notices, or has heard why; that wakes whoever answers.
-        let _ = lane.shutdown(Shutdown::Both);
+        lane.close();
     }
 
     fn take(
         &self,
         frame: Frame,
-        mut lane: &TcpStream,
-        relay: &mut Option<RelayLane>,
+        lane: &mut Lane,
+        onward: Option<&Onward>,
         buffer: &mut [u8],
     ) -> Result<(), CopyError> {
         let Frame {
@@ -319,8 +321,8 @@ impl Reception<'_> {
             }
             partial.write(entry, chunk, payload)?;
         }
-        if let Some(relay) = relay {
-            relay.forward(frame, &mut buffer[..FRAME_BYTES + bytes], |into| {
+        if let Some(onward) = onward {
+            onward.forward(frame, &mut buffer[..FRAME_BYTES + bytes], |into| {
                 partial.read(origin, entry, chunk, into)
             })?;
         }

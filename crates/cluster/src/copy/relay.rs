@@ -3,11 +3,13 @@
 //! A chunk goes on as soon as it is here, from memory; one that was here already is read from the disk if the next node
 //! lacks it. A next node that fails takes nothing from this one: its failure is told at the end.
 
-use std::collections::HashMap;
-use std::net::{Shutdown, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+
+use shoal_fabric::lane::Lane;
 
 use super::CopyReport;
+use super::connect::Link;
 use super::error::CopyError;
 use super::limit::{self, Limit};
 use super::manifest::Manifest;
@@ -22,13 +24,14 @@ pub(super) struct Relay {
     node: String,
     /// How many nodes are behind the next one.
     behind: usize,
-    lanes: Vec<TcpStream>,
+    lanes: Vec<Lane>,
     shared: Arc<Shared>,
 }
 
-/// One lane to the next node, in the hands of the thread that receives on the lane of the same number.
-pub(super) struct RelayLane {
-    lane: TcpStream,
+/// The lanes to the next node, in the hands of all threads that receive. There need not be as many of these.
+pub(super) struct Onward {
+    free: Mutex<VecDeque<Lane>>,
+    freed: Condvar,
     shared: Arc<Shared>,
 }
 
@@ -71,7 +74,7 @@ impl Shared {
 impl Relay {
     /// Tells the next node the manifest.
     pub(super) fn new(
-        link: Result<(Talk, Vec<TcpStream>), CopyError>,
+        link: Result<Link, CopyError>,
         node: String,
         behind: usize,
         limit: Option<Limit>,
@@ -81,9 +84,9 @@ impl Relay {
             limit,
             ..Shared::default()
         };
-        let announced = link.and_then(|(talk, lanes)| {
-            announce(&talk, manifest, &[])?;
-            Ok((talk, lanes))
+        let announced = link.and_then(|link| {
+            announce(&link.talk, manifest, &[])?;
+            Ok((link.talk, link.lanes))
         });
         let (talk, lanes) = shared.note(announced).unzip();
         Self {
@@ -95,15 +98,12 @@ impl Relay {
         }
     }
 
-    pub(super) fn take_lanes(&mut self) -> Vec<RelayLane> {
-        let lanes = self.lanes.iter().map(|lane| {
-            let lane = lane.try_clone().map_err(CopyError::Cut);
-            let shared = Arc::clone(&self.shared);
-            self.shared
-                .note(lane)
-                .map(|lane| RelayLane { lane, shared })
-        });
-        lanes.flatten().collect()
+    pub(super) fn take_lanes(&mut self) -> Onward {
+        Onward {
+            free: Mutex::new(std::mem::take(&mut self.lanes).into()),
+            freed: Condvar::new(),
+            shared: Arc::clone(&self.shared),
+        }
     }
 
     pub(super) fn ask(&self, span: Span) {
@@ -178,10 +178,10 @@ impl Relay {
     }
 }
 
-impl RelayLane {
+impl Onward {
     /// Hands a chunk on. `buffer` has room for the header before the chunk, which `load` reads if it did not just arrive.
     pub(super) fn forward(
-        &mut self,
+        &self,
         frame: Frame,
         buffer: &mut [u8],
         load: impl FnOnce(&mut [u8]) -> Result<(), CopyError>,
@@ -215,10 +215,24 @@ impl RelayLane {
         } else {
             &buffer[..FRAME_BYTES]
         };
-        let written = limit::write(self.shared.limit.as_ref(), &self.lane, out);
-        let written = written.map_err(CopyError::Cut);
-        self.shared.note(written);
+        let mut lane = self.take_lane();
+        let written = limit::write(self.shared.limit.as_ref(), &mut lane, out);
+        self.shared.note(written.map_err(CopyError::Cut));
+        self.free().push_back(lane);
+        self.freed.notify_one();
         Ok(())
+    }
+
+    /// Waits for the lane that has been free for the longest.
+    fn take_lane(&self) -> Lane {
+        let none_is_free = |free: &mut VecDeque<Lane>| free.is_empty();
+        let waited = self.freed.wait_while(self.free(), none_is_free);
+        let mut free = waited.expect("no panic under this lock");
+        free.pop_front().expect("one was waited for")
+    }
+
+    fn free(&self) -> MutexGuard<'_, VecDeque<Lane>> {
+        self.free.lock().expect("no panic under this lock")
     }
 
     /// Returns what the next node has in the place of a chunk.
@@ -239,8 +253,8 @@ impl RelayLane {
     }
 }
 
-impl Drop for RelayLane {
+impl Drop for Onward {
     fn drop(&mut self) {
-        let _ = self.lane.shutdown(Shutdown::Write);
+        self.free().drain(..).for_each(Lane::finish);
     }
 }

@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::{thread, vec};
+
+use shoal_fabric::lane::Lane;
 
 use super::error::CopyError;
 use super::limit::{self, Limit};
@@ -48,7 +49,7 @@ struct Crew<'a> {
 /// Sends everything; returns what each receiving node says of it.
 pub(super) fn run(
     talk: &Talk,
-    lanes: &[TcpStream],
+    lanes: Vec<Lane>,
     sending: &Sending<'_>,
 ) -> Result<Vec<CopyReport>, CopyError> {
     converse(talk, lanes, sending).inspect_err(|error| talk.hang_up(error))
@@ -105,7 +106,7 @@ pub(super) fn reason(error: CopyError, talk: &Talk) -> CopyError {
 
 fn converse(
     talk: &Talk,
-    lanes: &[TcpStream],
+    lanes: Vec<Lane>,
     sending: &Sending<'_>,
 ) -> Result<Vec<CopyReport>, CopyError> {
     announce(talk, &sending.source.manifest, &sending.source.left_out)?;
@@ -121,7 +122,8 @@ fn converse(
     };
     thread::scope(|scope| {
         for lane in lanes {
-            scope.spawn(|| crew.work(lane));
+            let crew = &crew;
+            scope.spawn(move || crew.work(lane));
         }
         let fed = crew.feed(talk);
         if fed.is_err() {
@@ -188,19 +190,18 @@ impl Crew<'_> {
         }
     }
 
-    fn work(&self, lane: &TcpStream) {
+    fn work(&self, mut lane: Lane) {
         let mut buffer = vec![0; FRAME_BYTES + CHUNK_BYTES];
         let mut open: Option<(u32, File)> = None;
         while let Some((span, offer)) = self.next() {
-            if let Err(error) = self.send_chunk(lane, span, &offer, &mut open, &mut buffer) {
+            if let Err(error) = self.send_chunk(&mut lane, span, &offer, &mut open, &mut buffer) {
                 self.line().failed.get_or_insert(error);
                 self.moved.notify_all();
                 // The receiver may be waiting for what this lane was to bring.
-                let _may_be_closed_already = lane.shutdown(Shutdown::Both);
-                return;
+                return lane.close();
             }
         }
-        let _ = lane.shutdown(Shutdown::Write);
+        lane.finish();
     }
 
     /// Returns the next chunk, as a span of one, and what is offered for it.
@@ -233,7 +234,7 @@ impl Crew<'_> {
 
     fn send_chunk(
         &self,
-        lane: &TcpStream,
+        lane: &mut Lane,
         span: Span,
         offer: &[Option<Hash>; 2],
         open: &mut Option<(u32, File)>,

@@ -2,17 +2,19 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use shoal_fabric::Key;
 use shoal_fabric::channel::Channel;
+use shoal_fabric::lane::{Lane, Lanes};
+use shoal_fabric::tcp::Config;
 use tracing::{info, warn};
 
-use super::connect::{bare, connect};
+use super::connect::{AGREE_TIME_MAX, Terms, lane_links, note};
 use super::error::{CopyError, Doing};
 use super::limit::Limit;
 use super::manifest::Manifest;
@@ -21,25 +23,37 @@ use super::relay::Relay;
 use super::sender::Sending;
 use super::source::Source;
 use super::talk::Talk;
-use super::wire::{CopyOrder, Message, PullOrder, PushOrder};
+use super::wire::{CopyOrder, Message, PullOrder, PushOrder, out_of_turn};
 use super::{LANES_MAX, sender};
+use crate::link_test::Carrier;
 use crate::store::free_bytes;
 
 /// Gives and takes files below one folder.
 pub(crate) struct CopyService {
     root: PathBuf,
     token: Key,
-    /// The lanes that have come, by the copy's name.
-    sessions: Mutex<HashMap<String, Vec<Option<TcpStream>>>>,
+    links: Config,
+    /// The connections for lanes that have come, by the copy's name.
+    sessions: Mutex<Sessions>,
     came: Condvar,
     copies: AtomicUsize,
 }
 
+type Sessions = HashMap<String, Session>;
+
+/// A copy whose lanes are being opened.
+struct Session {
+    /// Connections for lanes that may still come.
+    places: u8,
+    came: Vec<Lanes>,
+}
+
 impl CopyService {
-    pub(crate) fn new(root: PathBuf, token: Key) -> Self {
+    pub(crate) fn new(root: PathBuf, token: Key, links: Config) -> Self {
         Self {
             root,
             token,
+            links,
             sessions: Mutex::default(),
             came: Condvar::new(),
             copies: AtomicUsize::new(0),
@@ -49,8 +63,8 @@ impl CopyService {
     /// Serves one connection whose other end has proved the token, to its end.
     pub(crate) fn serve(&self, channel: Channel, order: CopyOrder) {
         let peer = channel.peer_addr();
-        if let CopyOrder::Lane { session, lane } = order {
-            self.enter(&session, lane, channel);
+        if let CopyOrder::Lanes { session } = order {
+            self.enter(&session, channel);
             return;
         }
         let talk = Talk::over(channel, &peer.to_string());
@@ -85,7 +99,7 @@ impl CopyService {
                     on_progress: &|_| {},
                 };
                 let relay = |manifest: &_| self.relay(&order, manifest);
-                receiver::run(talk, &lanes, &receiving, relay).map(|_received| ())
+                receiver::run(talk, lanes, &receiving, relay).map(|_received| ())
             }
             CopyOrder::Pull(order) => {
                 let opened = self.open_lanes(talk, &order.session, order.lanes);
@@ -102,9 +116,9 @@ impl CopyService {
                     limit: limit_bytes_per_second.map(Limit::new),
                     on_progress: &|_| {},
                 };
-                sender::run(talk, &lanes, &sending).map(|_reports| ())
+                sender::run(talk, lanes, &sending).map(|_reports| ())
             }
-            CopyOrder::Lane { .. } => Ok(()),
+            CopyOrder::Lanes { .. } => Ok(()),
         }
     }
 
@@ -116,64 +130,91 @@ impl CopyService {
             lanes: order.lanes,
             to: order.to.clone(),
             limit_bytes_per_second: order.limit_bytes_per_second,
+            carrier: order.carrier,
             then: then.to_vec(),
         });
-        let link = connect(node, &self.token, &order.session, order.lanes, onward);
+        let terms = Terms {
+            token: &self.token,
+            links: &self.links,
+            carrier: order.carrier,
+        };
+        let link = terms.connect(node, &order.session, order.lanes, onward);
         let limit = order.limit_bytes_per_second.map(Limit::new);
         Some(Relay::new(link, node.clone(), then.len(), limit, manifest))
     }
 
     /// Says that lanes may come, and waits for them.
-    fn open_lanes(
-        &self,
-        talk: &Talk,
-        session: &str,
-        lanes: u8,
-    ) -> Result<Vec<TcpStream>, CopyError> {
+    fn open_lanes(&self, talk: &Talk, session: &str, lanes: u8) -> Result<Vec<Lane>, CopyError> {
         if lanes == 0 || lanes > LANES_MAX {
             return Err(CopyError::Protocol(format!("{lanes} data connections")));
         }
-        let lock = || self.sessions.lock().expect("no panic under this lock");
-        match lock().entry(session.to_owned()) {
+        match self.sessions().entry(session.to_owned()) {
             Entry::Vacant(place) if session.len() <= SESSION_BYTES_MAX => {
-                place.insert((0..lanes).map(|_| None).collect());
+                place.insert(Session {
+                    places: lanes,
+                    came: Vec::new(),
+                });
             }
             _ => return Err(CopyError::Protocol("a copy of the same name".to_owned())),
         }
-        let told = talk.say(&Message::OpenLanes);
+        let connections = talk.say(&Message::OpenLanes).and_then(|()| talk.hear());
         let until = Instant::now() + LANES_WAIT;
-        let mut sessions = lock();
-        while told.is_ok() && sessions[session].iter().any(Option::is_none) {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
+        let mut sessions = self.sessions();
+        if let Ok(Message::LanesOpen { connections }) = connections {
+            let is_missing =
+                |sessions: &Sessions| sessions[session].came.len() < connections.into();
+            while is_missing(&sessions) && Instant::now() < until {
+                let left = until.saturating_duration_since(Instant::now());
+                let waited = self.came.wait_timeout(sessions, left);
+                sessions = waited.expect("no panic under this lock").0;
             }
-            sessions = self
-                .came
-                .wait_timeout(sessions, left)
-                .expect("no panic under this lock")
-                .0;
         }
-        let came = sessions.remove(session).unwrap_or_default();
+        let came = sessions.remove(session).map(|session| session.came);
         drop(sessions);
-        told?;
-        let lanes: Option<Vec<_>> = came.into_iter().collect();
-        let lanes = lanes
-            .ok_or_else(|| CopyError::Protocol("its data connections did not come".to_owned()))?;
+        let Message::LanesOpen { connections } = connections? else {
+            return Err(out_of_turn());
+        };
+        let came = came.unwrap_or_default();
+        if came.is_empty() || came.len() != usize::from(connections) {
+            let reason = "its data connections did not come".to_owned();
+            return Err(CopyError::Protocol(reason));
+        }
+        let lanes: Vec<_> = came.into_iter().flat_map(|lanes| lanes.lanes).collect();
         talk.watch_over(&lanes)?;
         Ok(lanes)
     }
 
-    fn enter(&self, session: &str, lane: u8, channel: Channel) {
-        let Ok(stream) = bare(channel) else { return };
-        let mut sessions = self.sessions.lock().expect("no panic under this lock");
-        let place = sessions
-            .get_mut(session)
-            .and_then(|lanes| lanes.get_mut(usize::from(lane)));
-        if let Some(place @ None) = place {
-            *place = Some(stream);
-            self.came.notify_all();
+    /// Agrees on the lanes that a connection brings, and hands them to their copy.
+    fn enter(&self, session: &str, channel: Channel) {
+        let peer = channel.peer_addr().to_string();
+        let place = match self.sessions().get_mut(session) {
+            Some(session) => session.places.checked_sub(1).map(|left| {
+                let is_first = session.came.is_empty();
+                session.places = left;
+                is_first
+            }),
+            None => None,
+        };
+        let Some(is_first) = place else { return };
+        // What a machine keeps its ranks from, it keeps lanes from; the rest is the choice of the other end.
+        let links = lane_links(Carrier::Auto, &self.links);
+        let deadline = Instant::now() + AGREE_TIME_MAX;
+        match Lanes::follow(channel, &links, &self.token, deadline) {
+            Ok(lanes) => {
+                if is_first {
+                    note(&peer, &lanes);
+                }
+                if let Some(session) = self.sessions().get_mut(session) {
+                    session.came.push(lanes);
+                    self.came.notify_all();
+                }
+            }
+            Err(reason) => info!(peer, %reason, "no lanes"),
         }
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        self.sessions.lock().expect("no panic under this lock")
     }
 }
 

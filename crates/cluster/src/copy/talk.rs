@@ -4,7 +4,6 @@
 //! closed, which ends every wait. From a lane alone that cannot be told: it may be still for as long as the other end
 //! writes to its disk.
 
-use std::net::{Shutdown, TcpStream};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -12,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use shoal_fabric::FabricError;
 use shoal_fabric::channel::{Channel, Receiver, Sender};
+use shoal_fabric::lane::{Closer, Lane};
 
 use super::error::CopyError;
 use super::wire::Message;
@@ -23,12 +23,12 @@ pub(super) struct Talk {
     sender: Arc<Mutex<Sender>>,
     /// Heard by one thread; the lock is there because several speak.
     heard: Mutex<mpsc::Receiver<Result<Message, CopyError>>>,
-    lanes: Lanes,
+    lanes: Closers,
     /// Its end ends the signs of life.
     _pings: mpsc::Sender<()>,
 }
 
-type Lanes = Arc<Mutex<Vec<TcpStream>>>;
+type Closers = Arc<Mutex<Vec<Closer>>>;
 
 impl Talk {
     /// Takes a channel on which a copy has been ordered. `peer` is what errors call the other end.
@@ -40,7 +40,7 @@ impl Talk {
         let (sender, receiver) = channel.split();
         let sender = Arc::new(Mutex::new(sender));
         let (says, heard) = mpsc::sync_channel(MESSAGES_MAX);
-        let lanes = Lanes::default();
+        let lanes = Closers::default();
         let (pings, ended) = mpsc::channel();
         thread::spawn({
             let (peer, lanes) = (peer.to_owned(), Arc::clone(&lanes));
@@ -60,8 +60,8 @@ impl Talk {
     }
 
     /// Has the lanes closed when the other end is not there any more, or cannot go on.
-    pub(super) fn watch_over(&self, lanes: &[TcpStream]) -> Result<(), CopyError> {
-        let lanes = lanes.iter().map(TcpStream::try_clone);
+    pub(super) fn watch_over(&self, lanes: &[Lane]) -> Result<(), CopyError> {
+        let lanes = lanes.iter().map(Lane::closer);
         *lock(&self.lanes) = lanes.collect::<Result<_, _>>().map_err(CopyError::Cut)?;
         Ok(())
     }
@@ -125,7 +125,7 @@ fn listen(
     mut receiver: Receiver,
     silence_max: Duration,
     peer: &str,
-    lanes: &Lanes,
+    lanes: &Closers,
     says: &mpsc::SyncSender<Result<Message, CopyError>>,
 ) {
     loop {
@@ -156,10 +156,8 @@ fn show_life(sender: &Mutex<Sender>, every: Duration, ended: &mpsc::Receiver<()>
     }
 }
 
-fn close(lanes: &Lanes) {
-    for lane in &*lock(lanes) {
-        let _may_be_closed_already = lane.shutdown(Shutdown::Both);
-    }
+fn close(lanes: &Closers) {
+    lock(lanes).iter().for_each(Closer::close);
 }
 
 /// Neither a sender nor a list of lanes is left half changed by a panic.
@@ -180,6 +178,8 @@ mod tests {
     use std::net::TcpListener;
 
     use shoal_fabric::Key;
+    use shoal_fabric::lane::Lanes;
+    use shoal_fabric::tcp::Config;
 
     use super::*;
 
@@ -200,11 +200,15 @@ mod tests {
     #[test]
     fn an_end_that_is_silent_for_too_long_takes_its_lanes_with_it() {
         let (ours, _theirs_says_nothing) = pair();
-        let (lane, mut end_of_lane) = {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let lane = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            (lane, listener.accept().unwrap().0)
-        };
+        let (leads, follows) = pair();
+        let (config, key) = (Config::default(), Key::from_token("fish"));
+        let soon = Instant::now() + Duration::from_secs(60);
+        let only = |lanes: Result<Lanes, _>| lanes.unwrap().lanes.remove(0);
+        let (lane, mut end_of_lane) = thread::scope(|scope| {
+            let led = scope.spawn(|| only(Lanes::lead(leads, &config, &key, soon)));
+            let followed = only(Lanes::follow(follows, &config, &key, soon));
+            (led.join().unwrap(), followed)
+        });
         let talk = Talk::with_patience(ours, "there", Duration::from_millis(300));
         talk.watch_over(&[lane]).unwrap();
         let silent = talk.hear().err().unwrap();

@@ -22,6 +22,7 @@ use super::error::CopyError;
 use super::manifest::Entry;
 use super::path::RelPath;
 use super::seal::{Hash, SEAL_BYTES, Seal};
+use crate::link_test::Carrier;
 
 /// What a node is asked for, first on a connection.
 #[derive(Serialize, Deserialize)]
@@ -31,18 +32,21 @@ pub(crate) enum CopyOrder {
     Push(PushOrder),
     /// Give files.
     Pull(PullOrder),
-    /// This connection is a lane of a copy that has been ordered.
-    Lane { session: String, lane: u8 },
+    /// This connection is for the lanes of a copy that has been ordered; what follows on it is theirs to agree on.
+    Lanes { session: String },
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PushOrder {
     pub(crate) session: String,
+    /// So many or a few more; the same for each cable.
     pub(crate) lanes: u8,
     pub(crate) to: Destination,
     /// Most bytes a second that leave any machine.
     pub(crate) limit_bytes_per_second: Option<u64>,
+    /// What may carry the lanes, at each hop.
+    pub(crate) carrier: Carrier,
     /// Nodes to hand everything on to, one through the other.
     pub(crate) then: Vec<String>,
 }
@@ -71,8 +75,12 @@ pub(crate) struct PullOrder {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) enum Message {
-    /// The node waits for the lanes.
+    /// The node waits for connections for the lanes.
     OpenLanes,
+    /// So many have come.
+    LanesOpen {
+        connections: u8,
+    },
     Entries(Vec<Entry>),
     EntriesEnd {
         /// What cannot be copied: sockets, devices and the like.

@@ -1,9 +1,10 @@
-//! What a link test is to go over.
+//! What a link test, or a copy, is to go over.
 
 use serde::{Deserialize, Serialize};
 use shoal_fabric::tcp::{Config, Rdma};
 
-/// What shall carry bytes between ranks. Where that is not possible there is no group, and the error says why.
+/// What shall carry bytes between ranks. Where that is not possible there is no group, and the error says why. It holds for
+/// the lanes of a copy as well.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Carrier {
     /// What carries them in a cell: the best that two ranks find, unless the machine's owner allows less.

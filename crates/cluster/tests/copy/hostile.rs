@@ -13,8 +13,10 @@ fn a_node_gives_only_what_it_was_asked_for() {
             let mut channel = accept();
             answer(&mut channel);
             channel.send(br#""OpenLanes""#).unwrap();
-            let mut lane = accept();
-            answer(&mut lane);
+            let mut lanes = accept();
+            answer(&mut lanes);
+            let _lanes = Lanes::follow(lanes, &Config::default(), &token(), soon()).unwrap();
+            assert!(answer(&mut channel).contains("LanesOpen"));
             channel
                 .send(
                     br#"{"Entries":[{"path":".bashrc","kind":{"File":{"bytes":1}},"mode":420,"modified":{"seconds":0,"nanoseconds":0}}]}"#,
@@ -168,11 +170,11 @@ fn a_chunk_that_was_damaged_on_its_way_is_refused() {
             .send(br#"{"Prepare":{"file":0,"first":0,"count":1}}"#)
             .unwrap();
         assert!(answer(&mut channel).contains("Offer"));
-        let lane = node.lanes.lock().unwrap().pop().unwrap().into_stream();
+        let mut lane = node.lanes.lock().unwrap().pop().unwrap();
         let mut chunk = [0; 48 + 4];
         chunk[..2].copy_from_slice(&[1, kind]);
         chunk[12] = 4;
-        (&lane).write_all(&chunk).unwrap();
+        lane.write_all(&chunk).unwrap();
         channel.send(br#""Finish""#).unwrap();
         let answer = answer(&mut channel);
         assert!(answer.contains("not as it was sent"), "{kind}: {answer}");

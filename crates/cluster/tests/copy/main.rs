@@ -1,5 +1,6 @@
 //! Copies between nodes on loopback, and what hostile holders of the token can do.
 
+mod cables;
 mod cut;
 mod hostile;
 mod relay;
@@ -17,9 +18,12 @@ use std::time::{Duration, Instant};
 
 use shoal_cluster::Program;
 use shoal_cluster::copy::{CopyConfig, CopyError, CopySummary, Progress, RelPath, pull, push};
+use shoal_cluster::link_test::Carrier;
 use shoal_cluster::node::{Node, NodeConfig};
 use shoal_fabric::Key;
 use shoal_fabric::channel::Channel;
+use shoal_fabric::lane::{Lane, Lanes};
+use shoal_fabric::tcp::Config;
 use tempfile::TempDir;
 
 const CHUNK: usize = 256 << 10;
@@ -28,11 +32,15 @@ const CHUNK: usize = 256 << 10;
 struct Served {
     address: String,
     root: Folder,
-    lanes: Mutex<Vec<Channel>>,
+    lanes: Mutex<Vec<Lane>>,
 }
 
 impl Served {
     fn new() -> Self {
+        Self::linked(Config::default())
+    }
+
+    fn linked(links: Config) -> Self {
         let root = Folder::new();
         fs::create_dir(root.path("root")).unwrap();
         let node = Node::bind(NodeConfig {
@@ -45,6 +53,7 @@ impl Served {
                 flags: Vec::new(),
             },
             root: root.path("root"),
+            links,
         });
         let node = node.unwrap();
         let address = node.local_addr().unwrap().to_string();
@@ -80,12 +89,13 @@ impl Served {
             .skip_while(|it| *it != "session")
             .nth(2)
             .unwrap();
-        let mut lane = self.connect();
-        lane.send(
-            format!(r#"{{"Copy":{{"Lane":{{"session":{session:?},"lane":0}}}}}}"#).as_bytes(),
-        )
-        .unwrap();
-        self.lanes.lock().unwrap().push(lane);
+        let mut lanes = self.connect();
+        lanes
+            .send(format!(r#"{{"Copy":{{"Lanes":{{"session":{session:?}}}}}}}"#).as_bytes())
+            .unwrap();
+        let mut lanes = Lanes::lead(lanes, &Config::default(), &token(), soon()).unwrap();
+        self.lanes.lock().unwrap().append(&mut lanes.lanes);
+        channel.send(br#"{"LanesOpen":{"connections":1}}"#).unwrap();
         channel
     }
 }
@@ -113,6 +123,8 @@ fn config() -> CopyConfig {
     CopyConfig {
         token: token(),
         lanes: 2,
+        carrier: Carrier::Auto,
+        links: Config::default(),
         limit_bytes_per_second: None,
         verify: true,
     }
@@ -180,7 +192,7 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 fn push_order(to: &str) -> String {
     format!(
-        r#"{{"Copy":{{"Push":{{"session":"s{}","lanes":1,"to":{{"path":{to:?},"is_folder":true,"verify":false}},"limit_bytes_per_second":null,"then":[]}}}}}}"#,
+        r#"{{"Copy":{{"Push":{{"session":"s{}","lanes":1,"to":{{"path":{to:?},"is_folder":true,"verify":false}},"limit_bytes_per_second":null,"carrier":"Auto","then":[]}}}}}}"#,
         fresh()
     )
 }

@@ -173,7 +173,7 @@ impl Devices {
 
     fn look(&self, rdma: Rdma) -> Result<&[Arc<Device>], No> {
         let found = match rdma {
-            Rdma::Off => return Err(No::Ours("switched off on this rank".to_owned())),
+            Rdma::Off => return Err(No::Ours("switched off at this end".to_owned())),
             Rdma::Auto | Rdma::Unreliable => self.found.get_or_init(Device::all),
         };
         found.as_deref().map_err(|reason| No::Ours(reason.clone()))

@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 #[derive(Args)]
 #[command(
@@ -41,12 +41,25 @@ pub(crate) struct CopyArgs {
     /// Most bytes a second to send, such as 50M; K, M and G are powers of 1000.
     #[arg(long, value_name = "RATE", value_parser = rate)]
     pub(crate) limit_rate: Option<u64>,
-    /// Data connections [default: one for each core, 4 at most].
+    /// What carries the files' bytes: auto takes RDMA where both machines have it, then TCP over every cable they share.
+    #[arg(long, value_enum, default_value_t = CopyTransportArg::Auto)]
+    pub(crate) transport: CopyTransportArg,
+    /// Data connections over TCP, over several cables as many for each [default: one for each core, 4 at most].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
     pub(crate) connections: Option<u8>,
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum CopyTransportArg {
+    /// The best that the two machines find.
+    Auto,
+    /// TCP.
+    Tcp,
+    /// RDMA devices, and nothing else.
+    Rdma,
 }
 
 /// One end of a copy.

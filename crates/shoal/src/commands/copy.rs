@@ -8,13 +8,15 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use serde_json::json;
 use shoal_cluster::copy::{CopyConfig, CopyReport, CopySummary, Progress, RelPath, pull, push};
+use shoal_cluster::link_test::Carrier;
 use shoal_cluster::read_token;
 use tokio::sync::oneshot;
 
 use super::placement::distinct;
 use super::runtime;
-use crate::cli::{CopyArgs, Place};
+use crate::cli::{CopyArgs, CopyTransportArg, Place};
 use crate::progress::{bytes_bar, megabytes, note, say};
+use crate::settings;
 use crate::signals::Signals;
 
 pub(crate) fn copy(args: &CopyArgs) -> Result<()> {
@@ -51,6 +53,10 @@ struct Outcome {
     bytes: u64,
     seconds: f64,
     bytes_per_second: f64,
+    /// What carried the bytes from or to this machine.
+    transport: String,
+    /// Over how many cables.
+    cables: usize,
     /// Those that received.
     nodes: Vec<NodeOutcome>,
     left_out: Vec<String>,
@@ -168,6 +174,12 @@ fn run(args: &CopyArgs) -> Result<Outcome> {
         lanes: args
             .connections
             .unwrap_or(cores.min(LANES_DEFAULT_MAX) as u8),
+        carrier: match args.transport {
+            CopyTransportArg::Auto => Carrier::Auto,
+            CopyTransportArg::Tcp => Carrier::Tcp,
+            CopyTransportArg::Rdma => Carrier::Rdma,
+        },
+        links: settings::transport()?,
         limit_bytes_per_second: args.limit_rate,
         verify: args.verify,
     };
@@ -207,8 +219,17 @@ impl Outcome {
             bytes: summary.total_bytes,
             seconds,
             bytes_per_second: summary.total_bytes as f64 / seconds,
+            transport: summary.transport.to_string(),
+            cables: summary.cables,
             nodes,
             left_out: summary.left_out,
+        }
+    }
+
+    fn carrier(&self) -> String {
+        match self.cables {
+            1 => format!("over {}", self.transport),
+            cables => format!("over {}, {cables} cables", self.transport),
         }
     }
 
@@ -222,13 +243,14 @@ impl Outcome {
             note(&match &report.error {
                 Some(error) => format!("{node}: {error}"),
                 None => format!(
-                    "{node}: {} written, {} unchanged, {} sent of {} in {:.1} s ({}/s)",
+                    "{node}: {} written, {} unchanged, {} sent of {} in {:.1} s ({}/s) {}",
                     files(report.files_written),
                     report.files_unchanged,
                     megabytes(report.bytes_received),
                     megabytes(self.bytes),
                     self.seconds,
-                    megabytes(self.bytes_per_second as u64)
+                    megabytes(self.bytes_per_second as u64),
+                    self.carrier()
                 ),
             });
         }

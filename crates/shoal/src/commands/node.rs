@@ -10,7 +10,7 @@ use tracing::info;
 use super::{cell, runtime};
 use crate::cli::{LogArgs, NodeArgs};
 use crate::progress::{note, say};
-use crate::settings::Home;
+use crate::settings::{self, Home};
 use crate::signals::Signals;
 
 pub(crate) fn node(args: &NodeArgs, logs: &LogArgs) -> Result<()> {
@@ -30,6 +30,7 @@ pub(crate) fn node(args: &NodeArgs, logs: &LogArgs) -> Result<()> {
             Some(root) => std::path::absolute(root)?,
             None => Home::locate()?.models(),
         },
+        links: settings::transport()?,
     })?;
     let address = node.local_addr()?;
     runtime()?.block_on(async {
