@@ -31,6 +31,9 @@ const CHECKS: &[&str] = &[
     "links_unreliable",
     "tokens_as_over_tcp",
     "copy_to_a_node",
+    "copy_killed",
+    "lanes_reliable",
+    "lanes_unreliable",
     "conformance_reliable",
     "conformance_unreliable",
     "collectives_reliable",
@@ -48,7 +51,7 @@ const CHECKS: &[&str] = &[
 ];
 
 /// Tests of the fabric that run over every kind of link.
-const SUITES: &[&str] = &["conformance", "collectives"];
+const SUITES: &[&str] = &["lanes", "conformance", "collectives"];
 
 /// What only the superuser can install, as `.ci/run` does.
 const PREPARATION: &str = "on Debian, as root: apt-get install --no-install-recommends qemu-system-x86 busybox-static cpio \

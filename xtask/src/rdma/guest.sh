@@ -49,6 +49,8 @@ suite() {
     SHOAL_TEST_RDMA=$2 timeout 600 "/opt/$1" --test-threads=2
 }
 
+lanes_reliable() { suite lanes rc; }
+lanes_unreliable() { suite lanes uc; }
 conformance_reliable() { suite conformance rc; }
 conformance_unreliable() { suite conformance uc; }
 collectives_reliable() { suite collectives rc; }
@@ -80,20 +82,71 @@ tokens_as_over_tcp() {
     done
 }
 
-copy_to_a_node() {
-    mkdir -p /tmp/tree/below /tmp/served
-    head -c 3000000 /opt/shoal >/tmp/tree/large
-    echo small >/tmp/tree/below/small
+# Starts a node that serves the folder `$1`, as process $node.
+start_node() {
+    mkdir -p "$1"
     echo secret >/tmp/token
     chmod 600 /tmp/token
-    SHOAL_TRANSPORT=rdma /opt/shoal node --listen 127.0.0.1:7070 --token-file /tmp/token --root /tmp/served >/tmp/node 2>&1 &
+    SHOAL_TRANSPORT=rdma /opt/shoal node --listen 127.0.0.1:7070 --token-file /tmp/token --root "$1" >/tmp/node 2>&1 &
     node=$!
-    eventually grep -q waiting /tmp/node &&
-        timeout 600 /opt/shoal cp --json --token-file /tmp/token /tmp/tree 127.0.0.1:7070:copied/ &&
-        diff -r /tmp/tree /tmp/served/copied/tree
+    eventually grep -q waiting /tmp/node
+}
+
+# Copies with SHOAL_TRANSPORT=$1, and looks for what carried the bytes.
+copy_over() {
+    transport=$1
+    carrier=$2
+    shift 2
+    SHOAL_TRANSPORT=$transport timeout 600 /opt/shoal --log info cp --json --token-file /tmp/token "$@" >/tmp/copied 2>/tmp/progress
+    cat /tmp/copied /tmp/progress
+    grep -q '"ok":true' /tmp/copied && grep -q "\"transport\":\"$carrier\"" /tmp/copied
+}
+
+is_device_held() { /opt/rdma resource show qp | grep -q 'type [RU]C'; }
+is_device_free() { ! is_device_held; }
+
+copy_to_a_node() {
+    mkdir -p /tmp/tree/below
+    head -c 3000000 /opt/shoal >/tmp/tree/large
+    echo small >/tmp/tree/below/small
+    : >/tmp/tree/empty
+    to=127.0.0.1:7070
+    start_node /tmp/served &&
+        copy_over auto rdma --transport rdma /tmp/tree $to:copied/ && diff -r /tmp/tree /tmp/served/copied/tree &&
+        grep 'lanes up.*rdma through rxe_a' /tmp/node &&
+        copy_over auto rdma --verify $to:copied/tree /tmp/back && diff -r /tmp/tree /tmp/back &&
+        copy_over rdma-unreliable rdma /tmp/tree $to:unreliable/ && diff -r /tmp/tree /tmp/served/unreliable/tree &&
+        copy_over auto rdma /tmp/tree $to:copied/ && grep '"bytes_received":0' /tmp/copied &&
+        copy_over auto tcp --transport tcp /tmp/tree $to:tcp/ && diff -r /tmp/tree /tmp/served/tcp/tree &&
+        copy_over tcp tcp /tmp/tree $to:tcp/ &&
+        eventually is_device_free
     status=$?
     # A rank of the node uses the device as well.
     links rdma rdma --peer 127.0.0.1:7070 --token-file /tmp/token || status=1
+    kill $node
+    return $status
+}
+
+# Begins a copy over RDMA that takes longer than what is done to it, as process $copy.
+begin_copy() {
+    timeout 60 /opt/shoal cp --json --transport rdma --limit-rate 1M --token-file /tmp/token /opt/shoal 127.0.0.1:7070: >/tmp/copied 2>&1 &
+    copy=$!
+    eventually test -s "$1/.shoal.shoal-part" && is_device_held || { cat /tmp/copied /tmp/node; return 1; }
+}
+
+copy_killed() {
+    start_node /tmp/cut && begin_copy /tmp/cut || return
+    kill -9 $node
+    wait $copy
+    status=$?
+    cat /tmp/copied
+    [ $status -eq 1 ] && grep -q '"ok":false' /tmp/copied && is_device_free || return
+
+    start_node /tmp/other && begin_copy /tmp/other || return
+    kill -9 $copy
+    eventually grep 'copy stopped' /tmp/node && eventually is_device_free &&
+        copy_over auto rdma --transport rdma /opt/shoal 127.0.0.1:7070: && cmp /opt/shoal /tmp/other/shoal
+    status=$?
     kill $node
     return $status
 }

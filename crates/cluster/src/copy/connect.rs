@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use shoal_fabric::channel::Channel;
 use shoal_fabric::lane::{Lane, Lanes};
-use shoal_fabric::tcp::Config;
+use shoal_fabric::tcp::{Config, Rdma};
 use shoal_fabric::{FabricError, Key, Transport};
 use tracing::info;
 
@@ -50,11 +50,19 @@ impl Terms<'_> {
         let links = lane_links(self.carrier, self.links);
         let first = self.open(node, session, &links)?;
         note(node, &first);
-        let cables = first.lanes.len();
+        let cables = first.lanes.iter().map(Lane::cables).sum();
         let transport = first.transport();
-        let connections = usize::from(lanes).div_ceil(cables);
+        let connections = match transport {
+            // One has all that the device gives.
+            Transport::Rdma => 1,
+            _ => usize::from(lanes).div_ceil(cables),
+        };
+        let links = Config {
+            rdma: Rdma::Off,
+            ..links
+        };
         let mut all = first.lanes;
-        // They know by now what carries them, and no cable that is silent holds up the others.
+        // At once, so that a cable that is silent holds them up no longer than one of them.
         thread::scope(|scope| {
             let opening: Vec<_> = (1..connections)
                 .map(|_| scope.spawn(|| self.open(node, session, &links)))

@@ -44,6 +44,11 @@ pub(crate) struct Devices {
 pub(crate) type Agreement = Result<Flows, String>;
 
 impl Devices {
+    /// Whether any have been looked for and found.
+    pub(crate) fn were_found(&self) -> bool {
+        self.found.get().is_some_and(Result::is_ok)
+    }
+
     /// Agrees as the end that leads.
     ///
     /// # Errors

@@ -35,7 +35,7 @@ pub(crate) const PATIENT: Duration = Duration::from_secs(60);
 
 /// Where `SHOAL_TEST_RDMA` says `rc` or `uc`, there must be a device, and the tests run over that alone; as they do over
 /// MPI where `SHOAL_TEST_MPI` names a folder.
-fn kinds() -> &'static [Links] {
+pub(crate) fn kinds() -> &'static [Links] {
     if mpi::is_here() {
         return &[Links::Mpi];
     }
@@ -68,15 +68,15 @@ pub(crate) fn devices() -> usize {
     devices.map_or(1, |count| count.parse().expect("a number of devices"))
 }
 
-/// Forms the groups of all ranks, in their order; of those that are processes, that of this one.
-pub(crate) fn groups(links: Links, world: usize, timeout: Duration) -> Vec<Group> {
+/// Returns how a rank has to be linked so that its bytes go over `links`.
+pub(crate) fn config(links: Links, rank: Rank) -> Config {
     let over = |rdma| Config {
         shared_memory: false,
         rdma,
         tcp: false,
         interfaces: Interfaces::USUAL,
     };
-    let config = |rank| match links {
+    match links {
         Links::InProcess | Links::Tcp | Links::Mpi => shares(false),
         Links::Striped => Config {
             interfaces: Interfaces::listed(&CABLES.map(IpAddr::from)),
@@ -86,11 +86,15 @@ pub(crate) fn groups(links: Links, world: usize, timeout: Duration) -> Vec<Group
         Links::Mixed => shares(rank != MIXED_APART),
         Links::Rdma => over(Rdma::Auto),
         Links::RdmaUnreliable => over(Rdma::Unreliable),
-    };
+    }
+}
+
+/// Forms the groups of all ranks, in their order; of those that are processes, that of this one.
+pub(crate) fn groups(links: Links, world: usize, timeout: Duration) -> Vec<Group> {
     match links {
         Links::InProcess => in_process(world, timeout),
         Links::Mpi => vec![mpi::group(timeout)],
-        _ => tcp_groups("127.0.0.1:0", config, world, timeout),
+        _ => tcp_groups("127.0.0.1:0", |rank| config(links, rank), world, timeout),
     }
 }
 
