@@ -14,6 +14,8 @@ use shoal_fabric::{Key, Rank, Transport};
 
 /// More than is under way on any lane, and no multiple of anything.
 const LONG: usize = (5 << 20) + 13;
+/// More than any lane takes that nobody reads.
+const FULL: usize = 64 << 20;
 
 /// Both ends of the same lanes.
 fn pair(links: Links) -> [Lanes; 2] {
@@ -130,7 +132,7 @@ fn who_waits_returns_when_the_lane_is_closed() {
     with_each(|_, mut one, _other| {
         let closer = one.closer().expect("a file is free");
         thread::scope(|scope| {
-            let writing = scope.spawn(|| one.write_all(&vec![7; 256 << 20]));
+            let writing = scope.spawn(|| one.write_all(&vec![7; FULL]));
             closer.close();
             assert!(writing.join().expect("no panic").is_err());
         });
@@ -141,7 +143,7 @@ fn who_waits_returns_when_the_lane_is_closed() {
 fn an_end_that_has_gone_is_noticed_by_who_waits_for_it() {
     with_each(|_, mut one, other| {
         thread::scope(|scope| {
-            let writing = scope.spawn(|| one.write_all(&vec![7; 256 << 20]));
+            let writing = scope.spawn(|| one.write_all(&vec![7; FULL]));
             other.close();
             assert!(writing.join().expect("no panic").is_err());
         });

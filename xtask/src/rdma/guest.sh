@@ -129,9 +129,10 @@ copy_to_a_node() {
 
 # Begins a copy over RDMA that takes longer than what is done to it, as process $copy.
 begin_copy() {
-    timeout 60 /opt/shoal cp --json --transport rdma --limit-rate 1M --token-file /tmp/token /opt/shoal 127.0.0.1:7070: >/tmp/copied 2>&1 &
+    head -c 3000000 /opt/shoal >/tmp/large
+    timeout 60 /opt/shoal cp --json --transport rdma --limit-rate 200K --token-file /tmp/token /tmp/large 127.0.0.1:7070: >/tmp/copied 2>&1 &
     copy=$!
-    eventually test -s "$1/.shoal.shoal-part" && is_device_held || { cat /tmp/copied /tmp/node; return 1; }
+    eventually test -s "$1/.large.shoal-part" && is_device_held || { cat /tmp/copied /tmp/node; return 1; }
 }
 
 copy_killed() {
@@ -145,7 +146,7 @@ copy_killed() {
     start_node /tmp/other && begin_copy /tmp/other || return
     kill -9 $copy
     eventually grep 'copy stopped' /tmp/node && eventually is_device_free &&
-        copy_over auto rdma --transport rdma /opt/shoal 127.0.0.1:7070: && cmp /opt/shoal /tmp/other/shoal
+        copy_over auto rdma --transport rdma /tmp/large 127.0.0.1:7070: && cmp /tmp/large /tmp/other/large
     status=$?
     kill $node
     return $status
