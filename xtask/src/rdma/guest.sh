@@ -113,7 +113,7 @@ copy_to_a_node() {
     to=127.0.0.1:7070
     start_node /tmp/served &&
         copy_over auto rdma --transport rdma /tmp/tree $to:copied/ && diff -r /tmp/tree /tmp/served/copied/tree &&
-        grep 'lanes up.*rdma through rxe_a' /tmp/node &&
+        grep 'lanes up.*through rxe_a, reliable' /tmp/node &&
         copy_over auto rdma --verify $to:copied/tree /tmp/back && diff -r /tmp/tree /tmp/back &&
         copy_over rdma-unreliable rdma /tmp/tree $to:unreliable/ && diff -r /tmp/tree /tmp/served/unreliable/tree &&
         copy_over auto rdma /tmp/tree $to:copied/ && grep '"bytes_received":0' /tmp/copied &&
