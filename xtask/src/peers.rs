@@ -27,7 +27,7 @@ use turns::Turns;
 
 /// What the task does and takes.
 pub(crate) const HELP: &str = "\
-cargo xtask peers [--quick] [--rounds N]
+cargo xtask peers [--quick] [--no-context] [--rounds N]
 cargo xtask peers fabric [--rounds N]
 cargo xtask peers cp [--rounds N]
 
@@ -36,8 +36,9 @@ each work in turns with Shoal and llama.cpp. Prints the tables and writes them t
 venv, cmake, a C++ compiler, 8 GB of disk and a quiet machine with two cores; takes up to an hour, --quick ten minutes,
 and building a quarter of an hour more the first time.
 
-  --quick      fewer rows
-  --rounds N   turns of each row [default: 3]
+  --quick        fewer rows
+  --no-context   all rows but the long context, which takes as long as half of the others
+  --rounds N     turns of each row [default: 3]
 
 `fabric` measures sums over processes instead, beside OpenMPI and MLX, in a minute, and writes them to docs/FABRIC.md. It
 fetches MLX by pip and wants OpenMPI with its compiler (on Debian: apt-get install openmpi-bin libopenmpi-dev).
@@ -54,8 +55,8 @@ docs/FABRIC.md. It wants rsync, ssh and sshd, and 3 GB of memory.
 pub(crate) fn run(words: &[&str]) -> Result<()> {
     if let [task @ ("fabric" | "cp"), words @ ..] = words {
         let options = Options::parse(words)?;
-        if options.quick {
-            bail!("`peers {task}` knows no --quick: it takes a minute");
+        if options.rows != Rows::All {
+            bail!("`peers {task}` has no rows to leave out: it takes a minute");
         }
         return match *task {
             "cp" => cp::run(options.rounds),
@@ -77,27 +78,36 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     let shoal = Shoal::build(&folder)?;
 
     let turns = Turns::new(&processor, models, &llama, &shoal, options.rounds);
-    let report = report::measure(turns, &processor, options.quick)?;
+    let report = report::measure(turns, &processor, options.rows)?;
     eprintln!("\n{report}");
     document.write(&report)
 }
 
 #[derive(Debug, PartialEq)]
 struct Options {
-    quick: bool,
+    rows: Rows,
     rounds: u32,
+}
+
+/// Which rows are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rows {
+    All,
+    NoContext,
+    Quick,
 }
 
 impl Options {
     fn parse(words: &[&str]) -> Result<Self> {
         let mut options = Self {
-            quick: false,
+            rows: Rows::All,
             rounds: 3,
         };
         let mut words = words.iter();
         while let Some(&word) = words.next() {
             match word {
-                "--quick" => options.quick = true,
+                "--quick" => options.rows = Rows::Quick,
+                "--no-context" => options.rows = Rows::NoContext,
                 "--rounds" => {
                     let count = words.next().and_then(|count| count.parse().ok());
                     let count = count.filter(|&count| count > 0);
@@ -120,7 +130,7 @@ mod tests {
         assert_eq!(
             parsed,
             Options {
-                quick: true,
+                rows: Rows::Quick,
                 rounds: 5
             }
         );

@@ -16,7 +16,8 @@ use crate::socket::{bound_if_local, poll_for};
 use crate::tcp::Config;
 use crate::verbs::{Devices, Flows, RdmaLink};
 
-/// What a channel has been exchanged for: one lane over RDMA, by all devices that reach each other, or one over TCP for each cable that joins the two ends.
+/// What a channel has been exchanged for: one lane over RDMA, by all devices that reach each other, or one over TCP for each
+/// cable that joins the two ends.
 pub struct Lanes {
     /// One at least, each of the same transport.
     pub lanes: Vec<Lane>,

@@ -1,6 +1,7 @@
 //! From figures to the text of the block.
 
 use super::{
+    Rows,
     llama::{Build, PACKAGE, VERSION},
     models::RANDOM_KV_BYTES,
     processor::Processor,
@@ -18,7 +19,8 @@ use anyhow::Result;
 ///
 /// # Errors
 /// When the date or the commit cannot be had. A row that fails says so in its place.
-pub(crate) fn measure(mut turns: Turns<'_>, processor: &Processor, quick: bool) -> Result<String> {
+pub(crate) fn measure(mut turns: Turns<'_>, processor: &Processor, rows: Rows) -> Result<String> {
+    let quick = rows == Rows::Quick;
     let date = output(command("date").args(["-u", "+%Y-%m-%d"]))?;
     let commit = output(command("git").args(["describe", "--always", "--dirty", "--exclude=*"]))?;
 
@@ -48,7 +50,7 @@ pub(crate) fn measure(mut turns: Turns<'_>, processor: &Processor, quick: bool) 
     parts.push("Loading, from the command to the first token possible, and memory:".to_owned());
     parts.push(load_table(&outcomes).to_string());
 
-    if !quick {
+    if rows == Rows::All {
         let pair = Pair {
             model: LARGE,
             work: DECODE_LONG,
