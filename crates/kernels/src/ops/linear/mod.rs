@@ -16,7 +16,7 @@ use std::sync::Mutex;
 use crate::Matrix;
 use crate::arch::tiles::{Line, TileUnit};
 use crate::arch::{Operation, Simd, TiledOperation, Token};
-use crate::formats::{PANEL_ROWS, with_format};
+use crate::formats::{Format, PANEL_ROWS, with_format};
 use crate::pool::{Pool, SharedSlice, lock};
 
 use activations::{Activations, Layout};
@@ -106,23 +106,21 @@ fn multiply(
         };
         let scratch = &mut lock(&threads[thread]);
         let (rows, out) = product.task(task, tokens);
-        let in_integers = in_integers(rows.matrix);
-        if in_integers && tiled {
-            isa.run_tiled(MultiplyTiles {
-                activations,
-                rows,
-                out,
-                panel: &mut scratch.panel,
-            });
-        } else {
-            isa.run(MultiplyRows {
-                x,
-                activations: in_integers.then_some(activations),
-                rows,
-                out,
-                row: &mut scratch.row,
-            });
+        if !in_integers(rows.matrix) {
+            let row = &mut scratch.row;
+            return isa.run(MultiplyFloats { x, rows, out, row });
         }
+        // Chosen here rather than within, so that each format is a function of its own to the compiler.
+        with_format!(
+            rows.matrix.layout(),
+            format => if tiled {
+                let panel = &mut scratch.panel;
+                isa.run_tiled(MultiplyTiles { format, activations, rows, out, panel });
+            } else {
+                isa.run(MultiplyPanels { format, activations, rows, out });
+            },
+            _ => unreachable!("float weights are not multiplied in integers"),
+        );
     });
 }
 
@@ -194,53 +192,67 @@ impl<'a> Product<'a> {
     }
 }
 
-struct MultiplyRows<'a> {
+struct MultiplyFloats<'a> {
     x: &'a [f32],
-    /// Given if the product is to be computed in integers.
-    activations: Option<&'a Activations>,
     rows: Rows<'a>,
     out: Columns<'a>,
     row: &'a mut Vec<f32>,
 }
 
-impl Operation for MultiplyRows<'_> {
+impl Operation for MultiplyFloats<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        float::multiply(s, &self.rows, self.x, self.row, &self.out);
+    }
+}
+
+/// The same in integers.
+struct MultiplyPanels<'a, F> {
+    format: F,
+    activations: &'a Activations,
+    rows: Rows<'a>,
+    out: Columns<'a>,
+}
+
+impl<F: Format> Operation for MultiplyPanels<'_, F> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         // A constant, which spares the compiler every integer kernel of the scalar instruction set.
         if !S::INTEGERS {
-            return float::multiply(s, &self.rows, self.x, self.row, &self.out);
+            unreachable!("the scalar instruction set multiplies floats");
         }
-        let Some(activations) = self.activations else {
-            return float::multiply(s, &self.rows, self.x, self.row, &self.out);
-        };
-        with_format!(
-            self.rows.matrix.layout(),
-            format => panel::multiply(s, format, &self.rows, activations, &self.out),
-            _ => unreachable!("float weights are not multiplied in integers"),
-        );
+        panel::multiply(s, self.format, &self.rows, self.activations, &self.out);
     }
 }
 
 /// The same in integers, with tiles.
-struct MultiplyTiles<'a> {
+struct MultiplyTiles<'a, F> {
+    format: F,
     activations: &'a Activations,
     rows: Rows<'a>,
     out: Columns<'a>,
     panel: &'a mut Vec<Line>,
 }
 
-impl TiledOperation for MultiplyTiles<'_> {
+impl<F: Format> TiledOperation for MultiplyTiles<'_, F> {
     #[inline(always)]
     fn run<S: Simd, U: TileUnit>(self, s: S, unit: U) {
         if !S::INTEGERS {
             unreachable!("tiles come with vectors of integers");
         }
-        with_format!(
-            self.rows.matrix.layout(),
-            format => tiled::multiply(s, unit, format, &self.rows, self.activations, self.panel, &self.out),
-            _ => unreachable!("float weights are not multiplied in integers"),
+        let Self { format, rows, .. } = self;
+        tiled::multiply(
+            s,
+            unit,
+            format,
+            &rows,
+            self.activations,
+            self.panel,
+            &self.out,
         );
     }
 }
