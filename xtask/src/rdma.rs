@@ -41,7 +41,6 @@ const CHECKS: &[&str] = &[
     "links_over_two_reliable",
     "links_over_two_unreliable",
     "conformance_over_two_reliable",
-    "conformance_over_two_unreliable",
     "one_of_two_down",
     "peer_killed_reliable",
     "peer_killed_unreliable",

@@ -201,7 +201,6 @@ both_carry() { links "$1" rdma --nodes 2 && grep 'rdma over 2 devices: rxe_a, rx
 links_over_two_reliable() { over_two both_carry rdma; }
 links_over_two_unreliable() { over_two both_carry rdma-unreliable; }
 conformance_over_two_reliable() { over_two suite conformance rc; }
-conformance_over_two_unreliable() { over_two suite conformance uc; }
 
 take_second_down() {
     /opt/ip link set vc down
