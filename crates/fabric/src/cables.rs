@@ -28,7 +28,7 @@ use crate::key::{KEY_BYTES, Key, random_bytes};
 use crate::link::Transport;
 use crate::lobby::Lobby;
 use crate::ports::{Offer, Port};
-use crate::schedule::{STRANDS_MAX, WEIGHT_MAX, weights};
+use crate::schedule::{STRANDS_MAX, TOO_SLOW, WEIGHT_MAX, weights};
 use crate::socket::connect_from;
 use crate::talk::{self, Talk};
 use crate::tcp::Config;
@@ -347,10 +347,7 @@ fn left_out(proposal: &Proposal, told: &[String], weights: &[u8]) -> Vec<String>
     let cables = proposal.places.iter().zip(told).zip(weights);
     let idle = cables.filter(|(_, weight)| **weight == 0);
     let reasons = idle.map(|(((_, at), told), _)| match &**told {
-        CAME => format!(
-            "not over {}: it has less than an eighth of the best one's speed",
-            at.ip()
-        ),
+        CAME => format!("not over {}: {TOO_SLOW}", at.ip()),
         reason => format!("not over {}: {reason}", at.ip()),
     });
     reasons.collect()

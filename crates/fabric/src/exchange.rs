@@ -118,7 +118,6 @@ impl Arithmetic for Block {
     }
 }
 
-/// Values in a block.
 const BLOCK_LEN: usize = Exchange::BLOCK_LEN;
 const VALUE_MAX: f32 = 127.0;
 const SIGN: u32 = 1 << 31;

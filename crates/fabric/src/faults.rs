@@ -139,14 +139,7 @@ fn write(links: &mut dyn Links, peer: usize, mut bytes: &[u8]) {
             .expect("the peer is there")
         {
             0 => links
-                .wait(
-                    &[Interest {
-                        peer,
-                        read: false,
-                        write: true,
-                    }],
-                    SOON,
-                )
+                .wait(&[Interest::write(peer)], SOON)
                 .expect("it can wait"),
             count => bytes = &bytes[count..],
         }
@@ -160,14 +153,7 @@ fn read(links: &mut dyn Links, peer: usize, size: usize) -> Vec<u8> {
         let mut buffer = vec![0; size - bytes.len()];
         match links.read(peer, &mut buffer).expect("the peer is there") {
             None => links
-                .wait(
-                    &[Interest {
-                        peer,
-                        read: true,
-                        write: false,
-                    }],
-                    SOON,
-                )
+                .wait(&[Interest::read(peer)], SOON)
                 .expect("it can wait"),
             Some(0) => panic!("the peer left after {} bytes", bytes.len()),
             Some(count) => bytes.extend(&buffer[..count]),

@@ -1,6 +1,7 @@
 //! The ranks of a group and what they do together.
 
 use std::mem;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::algorithm::blocks::{Blocks, Nothing, Row, Terms};
@@ -15,6 +16,7 @@ use crate::memory;
 use crate::pace::Pace;
 use crate::rank::{Rank, WORLD_MAX};
 use crate::reduce::{self, Element, Reduce};
+use crate::region::{Pages, Region};
 use crate::transfer::check_length;
 use crate::wire::Wire;
 
@@ -137,6 +139,20 @@ impl Group {
     /// Sets what [`all_reduce_sum`](Self::all_reduce_sum) sends from now on; all ranks set the same.
     pub fn set_exchange(&mut self, exchange: Exchange) {
         self.exchange = exchange;
+    }
+
+    /// Lends memory for `len` values: RDMA devices send what lies there without its being copied first, where that is worth it.
+    ///
+    /// With other links it is memory like any other. Ask once, for all that will be needed: for every device and peer it counts
+    /// as locked memory, until both the region and the group are gone. A device that does not take it copies, as the log
+    /// says at level debug.
+    ///
+    /// # Errors
+    /// [`FabricError::Io`] when the system has no memory for it.
+    pub fn region(&mut self, len: usize) -> Result<Region, FabricError> {
+        let pages = Arc::new(Pages::new(len.saturating_mul(size_of::<f32>()))?);
+        self.wire.links.lend(&pages);
+        Ok(Region::new(pages))
     }
 
     /// Replaces `data` on every rank by its sum over all ranks: [`all_reduce`](Self::all_reduce) of what a model mostly needs,
@@ -302,7 +318,8 @@ impl Group {
 
     /// Sends `data` to one rank, which [receives](Self::recv) it; messages to one rank arrive in the order they were sent.
     ///
-    /// Returns once the bytes are handed over to the link, which may be before they are received.
+    /// Returns once the bytes are handed over to the link, which may be before they are received; those of a
+    /// [region](Self::region) once its devices are done with them.
     ///
     /// # Errors
     /// [`FabricError::Invalid`] when there is no such other rank, else as [`all_gather`](Self::all_gather).

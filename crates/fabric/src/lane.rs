@@ -39,12 +39,7 @@ impl Lanes {
         key: &Key,
         deadline: Instant,
     ) -> Result<Self, FabricError> {
-        let terms = Terms {
-            config,
-            key,
-            deadline,
-        };
-        Self::agree(channel, terms, true)
+        Self::agree(channel, config, key, deadline, true)
     }
 
     /// Agrees as the end that was connected to.
@@ -57,12 +52,7 @@ impl Lanes {
         key: &Key,
         deadline: Instant,
     ) -> Result<Self, FabricError> {
-        let terms = Terms {
-            config,
-            key,
-            deadline,
-        };
-        Self::agree(channel, terms, false)
+        Self::agree(channel, config, key, deadline, false)
     }
 
     /// Says what carries all of them.
@@ -71,10 +61,13 @@ impl Lanes {
         self.lanes.first().map_or(Transport::Tcp, Lane::transport)
     }
 
-    fn agree(mut channel: Channel, terms: Terms<'_>, leads: bool) -> Result<Self, FabricError> {
-        let Terms {
-            config, deadline, ..
-        } = terms;
+    fn agree(
+        mut channel: Channel,
+        config: &Config,
+        key: &Key,
+        deadline: Instant,
+        leads: bool,
+    ) -> Result<Self, FabricError> {
         // Looked for anew each time, so that none is held when the lanes have ended.
         let devices = Devices::default();
         let agreed = match leads {
@@ -84,6 +77,11 @@ impl Lanes {
         let why = match agreed {
             Ok(flows) => return Ok(Self::over_rdma(channel.into_stream(), flows)?),
             Err(reason) => format!("rdma: {reason}"),
+        };
+        let terms = Terms {
+            config,
+            key,
+            deadline,
         };
         match terms.agree(&mut channel, leads)? {
             Ok(cables) => {
@@ -192,7 +190,7 @@ impl Read for Lane {
             Some(link) => loop {
                 match link.read(into)? {
                     Some(count) => return Ok(count),
-                    None => sleep(link, READ)?,
+                    None => sleep(link, Interest::read(0))?,
                 }
             },
             None => self.socket.read(into),
@@ -206,7 +204,7 @@ impl Write for Lane {
             Some(_) if bytes.is_empty() => Ok(0),
             Some(link) => loop {
                 match link.write(&[IoSlice::new(bytes)])? {
-                    0 => sleep(link, WRITE)?,
+                    0 => sleep(link, Interest::write(0))?,
                     count => return Ok(count),
                 }
             },
@@ -243,15 +241,5 @@ impl Closer {
     }
 }
 
-const READ: Interest = Interest {
-    peer: 0,
-    read: true,
-    write: false,
-};
-const WRITE: Interest = Interest {
-    peer: 0,
-    read: false,
-    write: true,
-};
 /// Device and connection wake a sleeper; this is for neither.
 const SLEEP_MAX: Duration = Duration::from_secs(1);

@@ -65,6 +65,7 @@ mod pace;
 mod ports;
 mod rank;
 mod reduce;
+mod region;
 mod ring;
 mod schedule;
 mod segment;
@@ -87,6 +88,7 @@ pub use key::Key;
 pub use link::Transport;
 pub use rank::{Rank, WORLD_MAX};
 pub use reduce::{Element, Reduce};
+pub use region::Region;
 
 #[cfg(target_endian = "big")]
 compile_error!(

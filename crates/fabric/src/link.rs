@@ -2,7 +2,10 @@
 
 use std::fmt;
 use std::io::{self, IoSlice};
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::region::Pages;
 
 /// The links of one rank to all of its peers: one ordered, reliable stream of bytes each way to each.
 ///
@@ -18,6 +21,15 @@ pub(crate) trait Links: Send {
 
     /// Sleeps until one of `interests` is possible, not at all if one is already, and for `timeout` at most. May wake early.
     fn wait(&mut self, interests: &[Interest], timeout: Duration) -> io::Result<()>;
+
+    /// Makes memory known to what carries the bytes, so that what lies there need not be copied before it is sent.
+    fn lend(&mut self, _pages: &Arc<Pages>) {}
+
+    /// Waits until nothing reads what was written from [lent](Self::lend) memory any more: only then may it change. Fails
+    /// when that takes longer than `timeout`.
+    fn settle(&mut self, _peer: usize, _timeout: Duration) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Says what carries the bytes to and from `peer`; nothing for a rank that is none.
     fn transport(&self, peer: usize) -> Option<Transport>;
@@ -71,4 +83,24 @@ pub(crate) struct Interest {
     pub(crate) peer: usize,
     pub(crate) read: bool,
     pub(crate) write: bool,
+}
+
+impl Interest {
+    /// To read from `peer` only.
+    pub(crate) const fn read(peer: usize) -> Self {
+        Self {
+            peer,
+            read: true,
+            write: false,
+        }
+    }
+
+    /// To write to `peer` only.
+    pub(crate) const fn write(peer: usize) -> Self {
+        Self {
+            peer,
+            read: false,
+            write: true,
+        }
+    }
 }

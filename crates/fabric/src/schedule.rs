@@ -56,6 +56,9 @@ impl Schedule {
     }
 }
 
+/// Why a strand carries nothing although it could.
+pub(crate) const TOO_SLOW: &str = "it has less than an eighth of the best one's speed";
+
 /// Returns how much each strand carries: in proportion to their speeds, or the same where one is not known (0). Nothing is
 /// carried by one that does not exist, or is too slow.
 pub(crate) fn weights(speeds: &[Option<u32>]) -> Vec<u8> {

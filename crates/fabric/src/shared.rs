@@ -181,17 +181,6 @@ mod tests {
         link.awake(news);
     }
 
-    const READ: Interest = Interest {
-        peer: 0,
-        read: true,
-        write: false,
-    };
-    const WRITE: Interest = Interest {
-        peer: 0,
-        read: false,
-        write: true,
-    };
-
     #[test]
     fn no_wake_up_is_lost_by_ends_that_never_wait_awake() {
         const ROUNDS: u32 = 5_000;
@@ -202,13 +191,13 @@ mod tests {
                 .expect("honest")
                 == 0
             {
-                sleep(link, WRITE);
+                sleep(link, Interest::write(0));
             }
         };
         let recv = |link: &mut SharedLink, round: u32| {
             let mut bytes = [0; 4];
             while link.read(&mut bytes).expect("honest").is_none() {
-                sleep(link, READ);
+                sleep(link, Interest::read(0));
             }
             assert_eq!(u32::from_le_bytes(bytes), round);
         };
@@ -236,7 +225,7 @@ mod tests {
                 while left > 0 {
                     match theirs.read(&mut buffer).expect("honest") {
                         Some(count) => left -= count,
-                        None => sleep(&mut theirs, READ),
+                        None => sleep(&mut theirs, Interest::read(0)),
                     }
                 }
             });
@@ -244,7 +233,7 @@ mod tests {
             while left > 0 {
                 let bytes = IoSlice::new(&bytes[..bytes.len().min(left)]);
                 match ours.write(&[bytes]).expect("honest") {
-                    0 => sleep(&mut ours, WRITE),
+                    0 => sleep(&mut ours, Interest::write(0)),
                     count => left -= count,
                 }
             }
@@ -264,7 +253,7 @@ mod tests {
         assert_eq!(theirs.read(&mut bytes).expect("it is there"), Some(3));
         assert_eq!(theirs.read(&mut bytes).expect("it is there"), Some(1));
         while theirs.read(&mut bytes).expect("an orderly end") != Some(0) {
-            sleep(&mut theirs, READ);
+            sleep(&mut theirs, Interest::read(0));
         }
         let error = theirs
             .write(&[IoSlice::new(b"x")])
@@ -278,13 +267,13 @@ mod tests {
         thread::scope(|scope| {
             // Takes one byte once there is something, and leaves.
             scope.spawn(move || {
-                while theirs.prepare_sleep(READ) {}
+                while theirs.prepare_sleep(Interest::read(0)) {}
                 theirs.read(&mut [0]).expect("honest");
             });
             let bytes = vec![1; RING_BYTES];
             let error = loop {
                 match ours.write(&[IoSlice::new(&bytes)]) {
-                    Ok(0) => sleep(&mut ours, WRITE),
+                    Ok(0) => sleep(&mut ours, Interest::write(0)),
                     Ok(_) => {}
                     Err(error) => break error,
                 }

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -11,6 +12,7 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::ground::Road;
 use crate::link::{Interest, Links, Transport};
+use crate::region::Pages;
 use crate::schedule::Schedule;
 use crate::shared::SharedLink;
 use crate::stripe::StripedLink;
@@ -122,6 +124,21 @@ impl Links for TcpLinks {
             }
         }
         slept
+    }
+
+    fn lend(&mut self, pages: &Arc<Pages>) {
+        for line in self.peers.iter_mut().flatten() {
+            if let Line::Rdma(link) = line {
+                link.lend(pages);
+            }
+        }
+    }
+
+    fn settle(&mut self, peer: usize, timeout: Duration) -> io::Result<()> {
+        match self.line(peer)? {
+            Line::Rdma(link) => link.settle(timeout),
+            Line::Tcp(_) | Line::Striped(_) | Line::Shared(_) => Ok(()),
+        }
     }
 
     fn transport(&self, peer: usize) -> Option<Transport> {

@@ -294,11 +294,7 @@ mod tests {
 
     /// Reads until the link ends; with no time limit, so that an end that nobody notices hangs the test.
     fn hear_out(link: &mut StripedLink) -> (usize, String) {
-        const INTEREST: Interest = Interest {
-            peer: 0,
-            read: true,
-            write: false,
-        };
+        const INTEREST: Interest = Interest::read(0);
         let mut heard = 0;
         loop {
             match link.read(&mut [0; 1000]) {
@@ -348,12 +344,7 @@ mod tests {
         let written = theirs.write(&[IoSlice::new(b"rank 2 was lost")]);
         drop(theirs);
         ours.end(1, "it was closed");
-        let write_only = Interest {
-            peer: 0,
-            read: false,
-            write: true,
-        };
-        assert!(!ours.prepare_sleep(write_only), "a write fails now");
+        assert!(!ours.prepare_sleep(Interest::write(0)), "a write fails now");
         assert!(ours.write(&[IoSlice::new(b"more")]).is_err());
         assert_eq!(hear_out(&mut ours).0, written.expect("room"));
     }

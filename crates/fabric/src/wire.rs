@@ -147,7 +147,9 @@ impl Wire {
             return Ok(());
         }
         let mut moving = mem::take(&mut self.moving);
-        let outcome = self.drive(traffic, &mut moving);
+        let outcome = self
+            .drive(traffic, &mut moving)
+            .and_then(|()| self.settle());
         let outcome = outcome.map_err(|cause| self.fail(cause, traffic, &moving));
         moving.clear();
         self.moving = moving;
@@ -203,6 +205,15 @@ impl Wire {
                 self.sleep(moving)?;
             }
         }
+    }
+
+    /// Waits until memory that was lent may change again. Before the end of an exchange nothing has to be waited for: what
+    /// replaces values of a caller comes from peers that have received them. (What is used again sooner is never lent.)
+    fn settle(&mut self) -> Result<(), Cause> {
+        self.others().try_for_each(|peer| {
+            let settled = self.links.settle(peer, self.timeout);
+            settled.map_err(|error| lost(peer, &error))
+        })
     }
 
     /// Makes the frames that `round` sends.

@@ -183,6 +183,50 @@ fn sums_of_eight_bits_are_the_same_everywhere() {
     });
 }
 
+/// Whatever still read a region after a collective would find there what spoils every sum.
+#[test]
+fn a_region_may_change_once_a_collective_has_returned() {
+    in_both_topologies(|links, world, topology| {
+        let terms = |len: usize| (0..world).map(move |rank| values(rank, len)).collect();
+        let cases: Vec<(Vec<Vec<f32>>, Vec<f32>)> = LENS
+            .into_iter()
+            .map(terms)
+            .map(|terms: Vec<Vec<f32>>| {
+                let sums = reduced(Reduce::Sum, &terms, |value| value, |value| value);
+                (terms, sums)
+            })
+            .collect();
+        on_each(groups_in(topology, links, world), |group| {
+            let (own, last) = (group.rank().index(), world - 1);
+            let mut region = group.region(LENS[5] + 3).expect("there is memory");
+            let mut came = Vec::new();
+            for start in 0..3 {
+                for (terms, sums) in &cases {
+                    let data = &mut region[start..][..sums.len()];
+                    data.copy_from_slice(&terms[own]);
+                    group.all_reduce_sum(data).expect("all ranks take part");
+                    let same = bits(data) == bits(sums);
+                    data.fill(f32::NAN);
+                    let len = sums.len();
+                    assert!(same, "{len} values, {links:?}, {world} ranks, {topology:?}");
+
+                    data.copy_from_slice(&terms[own]);
+                    if own == 0 {
+                        let to = Rank(u16::try_from(last).expect("small"));
+                        let bytes = bytemuck::cast_slice(data);
+                        group.send(to, bytes).expect("it is received");
+                        data.fill(f32::NAN);
+                    } else if own == last {
+                        group.recv(Rank(0), &mut came).expect("it is sent");
+                        let due: &[u8] = bytemuck::cast_slice(&terms[0]);
+                        assert!(came == due, "{len} values, {links:?}, {world} ranks");
+                    }
+                }
+            }
+        });
+    });
+}
+
 #[test]
 fn every_part_of_an_all_to_all_comes_to_its_rank() {
     in_both_topologies(|links, world, topology| {

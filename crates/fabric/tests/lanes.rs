@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::thread;
 use std::time::Instant;
 
-use common::{CABLES, Links, PATIENT, config, kinds};
+use common::{CABLES, Links, PATIENT, config, devices, kinds};
 use shoal_fabric::channel::Channel;
 use shoal_fabric::lane::{Lane, Lanes};
 use shoal_fabric::{Key, Rank, Transport};
@@ -72,11 +72,12 @@ fn both_ends_know_what_carries_them() {
         let expected = match links {
             Links::Tcp => (Transport::Tcp, 1),
             Links::Striped if cfg!(target_os = "linux") => (Transport::Tcp, CABLES.len()),
-            Links::Rdma | Links::RdmaUnreliable => (Transport::Rdma, 1),
+            Links::Rdma | Links::RdmaUnreliable => (Transport::Rdma, devices()),
             _ => continue,
         };
         for lanes in pair(*links) {
-            let found = (lanes.transport(), lanes.lanes.len());
+            let cables = lanes.lanes.iter().map(Lane::cables).sum();
+            let found = (lanes.transport(), cables);
             assert_eq!(found, expected, "{links:?}: {}", lanes.carrier);
         }
     }

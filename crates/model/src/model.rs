@@ -81,6 +81,7 @@ impl Model {
                 "{given} shares for {world} nodes; give one for each"
             )));
         }
+        check_exchange(config.exchange, spec.width, group.world())?;
         let split = SplitPlan::new(&spec, &shares)?;
         let rank = usize::from(group.rank().0);
         let cache = KvCache::new(kv_shape(&spec, &split, rank, &config)?)
@@ -88,11 +89,12 @@ impl Model {
         let weights = fetch(&spec, &split, &cpu, group)?;
         group.barrier()?;
         group.set_exchange(config.exchange);
+        let buffers = Buffers::new(&spec, &split, group, config.batch_tokens_max)?;
 
         let heads = split.part(Axis::Heads, rank);
         let group = spec.heads / spec.kv_heads;
         Ok(Self {
-            buffers: Buffers::new(&spec, &split, rank, config.batch_tokens_max),
+            buffers,
             rotary: spec.rotary.build(),
             heads: HeadMap {
                 heads: heads.len(),
@@ -139,6 +141,19 @@ impl Model {
     }
 }
 
+/// Refuses blocks that would hold values of two tokens: one's could spoil the other's.
+fn check_exchange(exchange: Exchange, width: usize, world: usize) -> Result<(), ModelError> {
+    let block = Exchange::BLOCK_LEN;
+    match exchange {
+        Exchange::Q8 if world > 1 && !width.is_multiple_of(block) => {
+            Err(ModelError::Config(format!(
+                "sums of {width} values cannot be exchanged in blocks of {block}; leave out the exchange q8"
+            )))
+        }
+        Exchange::Q8 | Exchange::F32 => Ok(()),
+    }
+}
+
 /// Returns the shape of a rank's KV cache; its memory is only taken as pages are used.
 fn kv_shape(
     spec: &ModelSpec,
@@ -151,16 +166,9 @@ fn kv_shape(
         kv_pages,
         page_tokens,
         kv_format,
-        exchange,
+        exchange: _,
         batch_tokens_max,
     } = *config;
-    if exchange == Exchange::Q8 && !spec.width.is_multiple_of(Exchange::BLOCK_LEN) {
-        // A block would hold numbers of two tokens, and one's could spoil the other's.
-        let (width, block) = (spec.width, Exchange::BLOCK_LEN);
-        return Err(ModelError::Config(format!(
-            "sums of {width} values cannot be exchanged in blocks of {block}; leave out the exchange q8"
-        )));
-    }
     if [context, kv_pages, page_tokens].contains(&0) || batch_tokens_max == 0 {
         return Err(ModelError::Config(
             "context, KV pages, page and batch hold at least one token each".to_owned(),

@@ -3,7 +3,7 @@
 //! Every rank runs this on the same spans and reaches the same sums, so all hold the same residual stream and the same
 //! logits, bit for bit. Nothing here asks which rank it is.
 
-use shoal_fabric::{FabricError, Group, Reduce};
+use shoal_fabric::{FabricError, Group, Reduce, Region};
 use shoal_kernels::AttentionSpan;
 use smallvec::SmallVec;
 
@@ -55,10 +55,10 @@ impl Logits<'_> {
     }
 }
 
-/// Activations of the largest step, set aside once.
+/// Activations of the largest step, set aside once; those that are summed over the ranks in memory that the group lends.
 pub(crate) struct Buffers {
     positions: Vec<u32>,
-    residual: Vec<f32>,
+    residual: Region,
     normed: Vec<f32>,
     query: Vec<f32>,
     key: Vec<f32>,
@@ -68,7 +68,7 @@ pub(crate) struct Buffers {
     up: Vec<f32>,
     /// Input of a product whose slice is wider than what the rank owns.
     widened: Vec<f32>,
-    partial: Vec<f32>,
+    partial: Region,
     logits_part: Vec<f32>,
     logits_parts: Vec<f32>,
     /// How many of those each rank has.
@@ -77,14 +77,20 @@ pub(crate) struct Buffers {
 }
 
 impl Buffers {
-    pub(crate) fn new(spec: &ModelSpec, split: &SplitPlan, rank: usize, tokens_max: usize) -> Self {
+    pub(crate) fn new(
+        spec: &ModelSpec,
+        split: &SplitPlan,
+        group: &mut Group,
+        tokens_max: usize,
+    ) -> Result<Self, FabricError> {
+        let rank = group.rank().index();
         let tokens = |width: usize| vec![0.0; tokens_max * width];
         let query = split.part(Axis::Heads, rank).len() * spec.head_dim;
         let key = split.part(Axis::KvHeads, rank).len() * spec.head_dim;
         let ffn = split.part(Axis::Ffn, rank).len();
-        Self {
+        Ok(Self {
             positions: Vec::with_capacity(tokens_max),
-            residual: tokens(spec.width),
+            residual: group.region(tokens_max * spec.width)?,
             normed: tokens(spec.width),
             query: tokens(query),
             key: tokens(key),
@@ -93,13 +99,13 @@ impl Buffers {
             gate: tokens(ffn),
             up: tokens(ffn),
             widened: Vec::new(),
-            partial: tokens(spec.width),
+            partial: group.region(tokens_max * spec.width)?,
             // As many rows as sequences want logits; known only when they do.
             logits_part: Vec::new(),
             logits_parts: Vec::new(),
             logits_lens: Vec::new(),
             logits: Vec::new(),
-        }
+        })
     }
 }
 
@@ -395,25 +401,26 @@ struct Peers<'a> {
 
 impl Peers<'_> {
     fn sum(&mut self, data: &mut [f32]) -> Result<(), FabricError> {
-        (self.progress)();
-        let summed = self.group.all_reduce_sum(data);
-        (self.progress)();
-        summed
+        self.wait_for(|group| group.all_reduce_sum(data))
     }
 
-    /// What all [exchanges](shoal_fabric::Exchange) give the same of.
+    /// Sums as floats, whatever the [exchange](shoal_fabric::Exchange) is.
     fn sum_exactly(&mut self, data: &mut [f32]) -> Result<(), FabricError> {
-        (self.progress)();
-        let summed = self.group.all_reduce(Reduce::Sum, data);
-        (self.progress)();
-        summed
+        self.wait_for(|group| group.all_reduce(Reduce::Sum, data))
     }
 
     fn gather(&mut self, mine: &[f32], lens: &[usize], out: &mut [f32]) -> Result<(), FabricError> {
+        self.wait_for(|group| group.all_gather_f32(mine, lens, out))
+    }
+
+    fn wait_for(
+        &mut self,
+        work: impl FnOnce(&mut Group) -> Result<(), FabricError>,
+    ) -> Result<(), FabricError> {
         (self.progress)();
-        let gathered = self.group.all_gather_f32(mine, lens, out);
+        let outcome = work(self.group);
         (self.progress)();
-        gathered
+        outcome
     }
 }
 

@@ -114,7 +114,9 @@ impl Test<'_, '_> {
 
     fn correctness(&mut self, brings: &Brings<'_>) -> Result<Checked, LinkRankError> {
         let mut checker = Checker::new(self.group.rank(), brings);
+        let len_max = CHECKED_BYTES_MAX / size_of::<f32>() / self.group.world();
         for (round, len) in (0..).zip(CHECKED_LENS) {
+            let len = len.min(len_max);
             self.teller
                 .progress(|| format!("comparing {len} values of each rank"))?;
             checker.round(self.group, round, len)?;
@@ -136,6 +138,9 @@ impl Test<'_, '_> {
     fn sweep(&mut self) -> Result<Vec<SweepRow>, LinkRankError> {
         let plan = self.plan;
         let mut rows = Vec::new();
+        let largest = plan.sizes_bytes.iter().max().copied().unwrap_or(0);
+        // As a model's sums are, in memory that devices may know.
+        let mut region = self.group.region(largest.min(REGION_BYTES_MAX) / 4)?;
         for &bytes in &plan.sizes_bytes {
             let few = plan.rounds;
             let wanted = if bytes <= BANDWIDTH_BYTES_MIN {
@@ -143,19 +148,23 @@ impl Test<'_, '_> {
             } else {
                 few
             };
-            rows.push(self.sweep_row(bytes, wanted)?);
+            let row = match region.get_mut(..bytes / 4) {
+                Some(values) => self.sweep_row(values, wanted)?,
+                None => self.sweep_row(&mut vec![0.0; bytes / 4], wanted)?,
+            };
+            rows.push(row);
         }
         Ok(rows)
     }
 
-    fn sweep_row(&mut self, bytes: usize, wanted: u32) -> Result<SweepRow, LinkRankError> {
+    fn sweep_row(&mut self, values: &mut [f32], wanted: u32) -> Result<SweepRow, LinkRankError> {
+        let bytes = size_of_val(values);
         let what = format!("all_reduce of {bytes} bytes");
         self.teller.progress(|| what.clone())?;
-        let brought = super::check::drawn(self.plan.seed, self.group.rank(), 0, bytes / 4);
-        let mut values = brought.clone();
+        let brought = super::check::drawn(self.plan.seed, self.group.rank(), 0, values.len());
         let rounds = self.rounds(wanted, |group| {
             values.copy_from_slice(&brought);
-            group.all_reduce_sum(&mut values)
+            group.all_reduce_sum(values)
         })?;
         let mut times = Vec::with_capacity(rounds as usize);
         for round in 1..=rounds {
@@ -164,7 +173,7 @@ impl Test<'_, '_> {
             values.copy_from_slice(&brought);
             self.group.barrier()?;
             let started = Instant::now();
-            self.group.all_reduce_sum(&mut values)?;
+            self.group.all_reduce_sum(values)?;
             let time = started.elapsed();
             times.push(time);
             self.teller.round(&what, time)?;
@@ -272,8 +281,12 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, LinkRankErr
 /// Values of each rank in the correctness phase: one, few, odd, around the change from one algorithm of the all-reduce to
 /// the other (32 KiB, or 64 KiB between 2 ranks), and more than a link's buffers hold.
 const CHECKED_LENS: [usize; 8] = [1, 3, 1000, 8192, 8193, 16_384, 16_385, 1_000_003];
+/// What all ranks bring to a round of that: every rank draws all of it, and they may all be on one machine.
+const CHECKED_BYTES_MAX: usize = 16 << 20;
 /// Latencies are of so many times the rounds.
 const LATENCY_FACTOR: u32 = 50;
+/// More than a step of most models sums, and no more than a device should be asked to know for each peer.
+const REGION_BYTES_MAX: usize = 64 << 20;
 /// Sizes that pass quickly get so many times the rounds.
 const SMALL_FACTOR: u32 = 10;
 /// Enough to have a quickest and a slowest.

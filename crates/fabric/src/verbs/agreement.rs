@@ -100,7 +100,7 @@ impl Devices {
                 return Err(talk.broken().into());
             }
             let address = addresses.get(usize::from(proposal.place));
-            let (device, address) = *talk.understand(address)?;
+            let (_, device, address) = *talk.understand(address)?;
             let pair = QueuePair::new(device, address, &[peer.kind], random_psn());
             let flow = pair.and_then(|pair| connected(pair, &peer));
             trial.ways.push(flow);
@@ -133,7 +133,7 @@ impl Devices {
         let (mut trial, mut speeds_mbps) = (Trial::default(), Vec::new());
         let (mut pairs, mut proposals) = (Vec::new(), Vec::new());
         for (own, place) in choose(&ours, near, &theirs.all, far) {
-            let (device, address) = addresses[own];
+            let (_, device, address) = addresses[own];
             match QueuePair::new(device, address, kinds, random_psn()) {
                 Ok(pair) => {
                     let proposal = Proposal {
@@ -228,29 +228,22 @@ fn connected(mut pair: QueuePair, peer: &Endpoint) -> Result<Flow, String> {
     }
 }
 
-/// Returns all addresses of these, as far as they can be counted in a byte.
-fn addresses(devices: &[Arc<Device>]) -> Vec<(&Arc<Device>, Address)> {
-    let mut all = Vec::new();
-    for device in devices {
-        all.extend(device.addresses.iter().map(|address| (device, *address)));
-    }
-    all.truncate(usize::from(u8::MAX));
-    all
+/// Returns all addresses of these, as far as they can be counted in a byte, with the place of the device of each.
+fn addresses(devices: &[Arc<Device>]) -> Vec<(u8, &Arc<Device>, Address)> {
+    let of = |(place, device): (u8, _)| {
+        let addresses = <Arc<Device>>::as_ref(device).addresses.iter();
+        addresses.map(move |address| (place, device, *address))
+    };
+    let all = (0..=u8::MAX).zip(devices).flat_map(of);
+    all.take(usize::from(u8::MAX)).collect()
 }
 
-fn candidates(addresses: &[(&Arc<Device>, Address)]) -> Vec<Candidate> {
-    let mut places: Vec<*const Device> = Vec::new();
-    let candidate = |(device, address): &(&Arc<Device>, Address)| {
-        // Those of a device stand together.
-        if places.last() != Some(&Arc::as_ptr(device)) {
-            places.push(Arc::as_ptr(device));
-        }
-        Candidate {
-            device: (places.len() - 1) as u8,
-            ip: address.ip,
-            prefix: address.prefix,
-            speed_mbps: device.speed_mbps,
-        }
+fn candidates(addresses: &[(u8, &Arc<Device>, Address)]) -> Vec<Candidate> {
+    let candidate = |(place, device, address): &(u8, &Arc<Device>, Address)| Candidate {
+        device: *place,
+        ip: address.ip,
+        prefix: address.prefix,
+        speed_mbps: device.speed_mbps,
     };
     addresses.iter().map(candidate).collect()
 }

@@ -26,6 +26,10 @@ pub(crate) struct Flow {
     pub(crate) received: u64,
     /// Slots posted again since credit was last given.
     owed: usize,
+    /// Slots under way with bytes of memory that was lent.
+    lending: Vec<usize>,
+    /// Bytes ever sent from such memory.
+    pub(crate) uncopied_bytes: u64,
     /// Why nothing moves any more.
     failure: Option<String>,
 }
@@ -40,6 +44,8 @@ impl Flow {
             arrived: VecDeque::with_capacity(SLOTS),
             received: 0,
             owed: 0,
+            lending: Vec::with_capacity(SLOTS),
+            uncopied_bytes: 0,
             failure: None,
             pair,
         }
@@ -101,6 +107,11 @@ impl Flow {
         self.free.len() == SLOTS
     }
 
+    /// Whether the device is done with all memory that was lent.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.lending.is_empty()
+    }
+
     /// Asks to be woken by the device; false when it cannot, and one has to look again and again.
     pub(crate) fn arm(&mut self) -> bool {
         if self.pair.file().is_none() {
@@ -131,6 +142,8 @@ impl Flow {
     fn note(&mut self, index: usize) {
         let completion = self.pair.taken(index);
         let slot = completion.slot;
+        // However it ended, the device reads no more for it.
+        self.lending.retain(|lending| *lending != slot);
         let bytes = match completion.outcome {
             Ok(bytes) => bytes,
             Err(status) => return self.fail(status),
@@ -193,16 +206,26 @@ impl Flow {
     pub(crate) fn send(&mut self, parts: &[IoSlice<'_>], range: Range<usize>) -> usize {
         let slot = self.free.pop().expect("a slot was free");
         let tag = self.pair.psn();
-        let into = self.pair.slot_mut(slot);
         let (mut skip, mut end) = (range.start, HEADER_BYTES);
-        let full = into.len().min(HEADER_BYTES + range.len());
+        let full = SLOT_BYTES.min(HEADER_BYTES + range.len());
+        let mut lent = None;
         for part in parts {
             let passed = skip.min(part.len());
             skip -= passed;
             let part = &part[passed..];
-            let step = part.len().min(full - end);
-            into[end..end + step].copy_from_slice(&part[..step]);
-            end += step;
+            let part = &part[..part.len().min(full - end)];
+            let from = end;
+            end += part.len();
+            if part.len() >= UNCOPIED_BYTES_MIN
+                && let Some(place) = self.pair.find(part)
+            {
+                lent = Some((from, place));
+                self.lending.push(slot);
+                self.uncopied_bytes += part.len() as u64;
+                // What follows it takes a message of its own.
+                break;
+            }
+            self.pair.slot_mut(slot)[from..end].copy_from_slice(part);
         }
         let length = end - HEADER_BYTES;
         let header = Header {
@@ -211,10 +234,11 @@ impl Flow {
             sequence: self.sent,
             credits: std::mem::take(&mut self.owed),
         };
-        into[..HEADER_BYTES].copy_from_slice(&header.encode());
+        self.pair.slot_mut(slot)[..HEADER_BYTES].copy_from_slice(&header.encode());
         self.credits -= 1;
         self.sent += 1;
-        if let Err(error) = self.pair.post_send(slot) {
+        if let Err(error) = self.pair.post_send(slot, lent) {
+            self.lending.retain(|lending| *lending != slot);
             self.fail(format!("the device takes no send ({error})"));
         }
         length
@@ -225,3 +249,6 @@ impl Flow {
         self.failure.get_or_insert(reason);
     }
 }
+
+/// Less is copied sooner than a device gathers it.
+const UNCOPIED_BYTES_MIN: usize = 4096;

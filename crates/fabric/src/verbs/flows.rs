@@ -6,12 +6,14 @@
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use super::endpoint::{Kind, SLOT_BYTES};
 use super::flow::Flow;
 use super::message::HEADER_BYTES;
 use crate::link::Transport;
-use crate::schedule::{Schedule, weights};
+use crate::region::Pages;
+use crate::schedule::{Schedule, TOO_SLOW, weights};
 
 /// The flows between two ranks, each of a device of its own.
 pub(crate) struct Flows {
@@ -39,9 +41,7 @@ impl Flows {
                 names.push(format!("the device {name}"));
                 kept.push(flow);
             } else {
-                left_out.push(format!(
-                    "not over {name}: it has less than an eighth of the best one's speed"
-                ));
+                left_out.push(format!("not over {name}: {TOO_SLOW}"));
             }
         }
         weights.retain(|weight| *weight > 0);
@@ -123,6 +123,24 @@ impl Flows {
     /// Whether the devices are done with all that was sent.
     pub(crate) fn is_flushed(&self) -> bool {
         self.flows.iter().all(Flow::is_flushed)
+    }
+
+    /// Makes memory known to the devices, so that what lies there goes out without being copied; says why some copy it.
+    pub(crate) fn lend(&mut self, pages: &Arc<Pages>) -> Vec<String> {
+        let flows = self.flows.iter_mut();
+        flows
+            .filter_map(|flow| flow.pair.lend(pages).err())
+            .collect()
+    }
+
+    /// Whether the devices are done with all memory that was lent.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.flows.iter().all(Flow::is_settled)
+    }
+
+    /// Returns how many bytes were ever sent from such memory.
+    pub(crate) fn uncopied_bytes(&self) -> u64 {
+        self.flows.iter().map(|flow| flow.uncopied_bytes).sum()
     }
 
     /// Returns how many messages were ever posted.
@@ -242,10 +260,10 @@ fn stripe(
     moved
 }
 
-/// The most that is copied at once: the other end takes one bite while this end puts in the next.
-const BITE_BYTES: usize = 64 * 1024;
-/// What goes over one device before it is the turn of the next: whole messages.
-const UNIT_BYTES: u64 = 4 * (SLOT_BYTES - HEADER_BYTES) as u64;
+/// The most that is copied at once, whole messages: the other end takes one bite while this end puts in the next.
+const BITE_BYTES: usize = 4 * (SLOT_BYTES - HEADER_BYTES);
+/// What goes over one device before it is the turn of the next.
+const UNIT_BYTES: u64 = BITE_BYTES as u64;
 
 #[cfg(test)]
 mod tests {

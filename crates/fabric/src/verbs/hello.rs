@@ -47,7 +47,8 @@ pub(crate) fn hear(flows: &mut [Result<Flow, String>], patience: Patience) {
 }
 
 fn nap(flows: &mut [Result<Flow, String>], time: Duration) {
-    for flow in flows.iter_mut().flatten() {
+    let unheard = |flow: &&mut Flow| flow.greeted().is_none();
+    for flow in flows.iter_mut().flatten().filter(unheard) {
         flow.arm();
         flow.progress();
         if flow.greeted().is_some() {

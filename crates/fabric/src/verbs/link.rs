@@ -7,12 +7,16 @@
 use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
+use smallvec::SmallVec;
+use tracing::debug;
 
 use super::flows::Flows;
 use crate::link::Interest;
+use crate::region::Pages;
 use crate::socket::{poll_for, unless_blocked};
 
 /// A link whose bytes go over RDMA.
@@ -109,22 +113,50 @@ impl RdmaLink {
         }
     }
 
+    /// Makes memory known to the devices, so that what lies there goes out without being copied.
+    pub(crate) fn lend(&mut self, pages: &Arc<Pages>) {
+        for why in self.flows.lend(pages) {
+            debug!(bytes = pages.bytes(), why, "values of a region are copied");
+        }
+    }
+
+    /// Waits until the devices read nothing any more of what was lent, also where the link has failed: whoever writes or reads
+    /// next learns that.
+    ///
+    /// # Errors
+    /// When a device does not let go of it in time.
+    pub(crate) fn settle(&mut self, timeout: Duration) -> io::Result<()> {
+        // What the other end has received takes an answer's way to be known here.
+        let started = Instant::now();
+        while !self.flows.is_settled() && started.elapsed() < SETTLE_AWAKE {
+            self.flows.progress();
+        }
+        let is_settled = |link: &Self| link.flows.is_settled();
+        match is_settled(self) || self.drain(started + timeout, is_settled) {
+            true => Ok(()),
+            false => Err(io::Error::other("rdma: a device does not end a send")),
+        }
+    }
+
     /// Waits for the device to be done with what was written, or for the other end to leave; says whether all is out.
     fn flush(&mut self) -> bool {
-        let until = Instant::now() + FLUSH_TIME_MAX;
+        self.drain(Instant::now() + FLUSH_TIME_MAX, |link| {
+            link.flows.is_flushed() || link.flows.has_failed() || link.farewell.is_said()
+        });
+        self.flows.is_flushed()
+    }
+
+    /// Waits until `is_done`, which it says.
+    fn drain(&mut self, until: Instant, is_done: impl Fn(&Self) -> bool) -> bool {
         loop {
             let _is_woken = self.flows.arm();
             self.flows.progress();
             self.farewell.hear(&self.socket);
             let left = until.saturating_duration_since(Instant::now());
-            if self.flows.is_flushed()
-                || self.flows.has_failed()
-                || self.farewell.is_said()
-                || left.is_zero()
-            {
-                return self.flows.is_flushed();
+            if is_done(self) || left.is_zero() {
+                return is_done(self);
             }
-            let mut fds: Vec<PollFd<'_>> = self.files().collect();
+            let mut fds: SmallVec<[PollFd<'_>; FILES]> = self.files().collect();
             let _next_look_tells = poll_for(&mut fds, left.min(NAP_MAX));
             drop(fds);
             self.flows.hear();
@@ -134,6 +166,11 @@ impl RdmaLink {
 
 impl Drop for RdmaLink {
     fn drop(&mut self) {
+        debug!(
+            messages = self.flows.messages_sent(),
+            uncopied_bytes = self.flows.uncopied_bytes(),
+            "a link over RDMA ends"
+        );
         // What was written before the end can still be read; a queue pair takes what it has not sent with it.
         // One that cannot vouch for its messages says no number: the end of the connection is the end of the link then.
         if self.flush() {
@@ -192,6 +229,10 @@ fn readable(file: BorrowedFd<'_>) -> PollFd<'_> {
 /// How long one sleeps that nothing wakes: from the first look in vain, doubled with each.
 const NAP_MIN: Duration = Duration::from_micros(25);
 const NAP_MAX: Duration = Duration::from_millis(2);
+/// One of each device and of the connection, of which a sleep takes nothing from the allocator.
+const FILES: usize = 9;
+/// How long one looks again and again for what is about to be done.
+const SETTLE_AWAKE: Duration = Duration::from_micros(50);
 /// Longer than a device repeats what gets no answer.
 const FLUSH_TIME_MAX: Duration = Duration::from_secs(1);
 

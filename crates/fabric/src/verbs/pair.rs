@@ -4,12 +4,16 @@ use std::io;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
+use smallvec::{SmallVec, smallvec};
+
 use super::abi;
 use super::completions::{Completion, Completions};
 use super::device::{Address, Device, PORT};
 use super::endpoint::{Endpoint, Kind, QUEUE_FRAMES, SLOT_BYTES, SLOTS};
 use super::library::{check, made};
-use super::region::{Domain, Region};
+use super::registration::{Domain, Registration};
+use super::slots::Slots;
+use crate::region::Pages;
 
 /// A queue pair with the memory that its requests name.
 ///
@@ -24,7 +28,10 @@ pub(crate) struct QueuePair {
     peer_psn: u32,
     kind: Kind,
     // In this order, after the queue pair: nothing that a request names goes before it.
-    region: Region,
+    slots: Slots,
+    lent: Vec<Registration>,
+    /// Whether a message may be put together from several places.
+    gathers: bool,
     completions: Completions,
     domain: Domain,
     _place: Place,
@@ -50,13 +57,14 @@ impl QueuePair {
             move |error: io::Error| format!("{name} gives no {what} ({error})")
         };
         let domain = Domain::new(Arc::clone(device)).map_err(fails("protection domain"))?;
-        let slots = 2 * SLOTS;
+        let count = 2 * SLOTS;
         let completions =
-            Completions::new(Arc::clone(device), slots).map_err(fails("completion queue"))?;
-        let region = Region::new(&domain, slots, SLOT_BYTES).map_err(fails("memory region"))?;
+            Completions::new(Arc::clone(device), count).map_err(fails("completion queue"))?;
+        let slots = Slots::new(&domain, count, SLOT_BYTES).map_err(fails("memory region"))?;
         let mut made = Err("no kind of queue pair was asked for".to_owned());
         for kind in kinds {
-            made = Self::create(&domain, &completions, *kind)
+            made = Self::create(&domain, &completions, *kind, PLACES_WANTED)
+                .or_else(|_| Self::create(&domain, &completions, *kind, 1))
                 .map(|qp| (qp, *kind))
                 .map_err(fails("queue pair"));
             if made.is_ok() {
@@ -66,12 +74,14 @@ impl QueuePair {
         let (qp, kind) = made?;
         let mut pair = Self {
             qp,
-            of_device: vec![false; slots],
+            of_device: vec![false; count],
             address,
             psn: psn & PSN_MAX,
             peer_psn: 0,
             kind,
-            region,
+            slots,
+            lent: Vec::new(),
+            gathers: false,
             completions,
             domain,
             _place: place,
@@ -84,13 +94,14 @@ impl QueuePair {
         domain: &Domain,
         completions: &Completions,
         kind: Kind,
+        places: u32,
     ) -> io::Result<NonNull<abi::Qp>> {
         // Thunderbolt counts the depth of its queues in frames.
         let depth = u32::try_from(QUEUE_FRAMES).map_err(|_| io::ErrorKind::InvalidInput)?;
         let cap = abi::QpCap {
             max_send_wr: depth,
             max_recv_wr: depth,
-            max_send_sge: 1,
+            max_send_sge: places,
             max_recv_sge: 1,
             max_inline_data: 0,
         };
@@ -140,6 +151,7 @@ impl QueuePair {
             let reason = format!("only {depth} requests deep");
             return Err(io::Error::other(reason));
         }
+        self.gathers = PLACES_WANTED > 1 && attr.cap.max_send_sge >= PLACES_WANTED;
         Ok(())
     }
 
@@ -222,7 +234,8 @@ impl QueuePair {
     pub(crate) fn post_recv(&mut self, slot: usize) -> io::Result<()> {
         let post_recv = self.domain.device.ops().post_recv;
         let post_recv = post_recv.ok_or(io::ErrorKind::Unsupported)?;
-        let mut place = self.lend(slot);
+        self.give(slot);
+        let mut place = self.slots.place(slot, 0..SLOT_BYTES);
         let mut request = abi::RecvWr {
             wr_id: slot as u64,
             next: ptr::null_mut(),
@@ -235,18 +248,33 @@ impl QueuePair {
         check(unsafe { post_recv(self.qp.as_ptr(), &raw mut request, &raw mut bad) })
     }
 
-    /// Gives a slot of the second half to the device, to be sent as a whole.
+    /// Gives a slot of the second half to the device, to be sent as a whole; of `lent`, [found](Self::find) memory goes
+    /// instead of the slot's own from this place on, and must stay as it is until the completion was taken.
     ///
     /// Always as a whole: over Thunderbolt what is sent and what it is received into must have the same number of frames.
-    pub(crate) fn post_send(&mut self, slot: usize) -> io::Result<()> {
+    pub(crate) fn post_send(
+        &mut self,
+        slot: usize,
+        lent: Option<(usize, abi::Sge)>,
+    ) -> io::Result<()> {
         let post_send = self.domain.device.ops().post_send;
         let post_send = post_send.ok_or(io::ErrorKind::Unsupported)?;
-        let mut place = self.lend(slot);
+        self.give(slot);
+        let place = |part| self.slots.place(slot, part);
+        let mut places: SmallVec<[abi::Sge; PLACES]> = match lent {
+            None => smallvec![place(0..SLOT_BYTES)],
+            Some((at, lent)) => smallvec![place(0..at), lent],
+        };
+        let sent: u32 = places.iter().map(|place| place.length).sum();
+        // A device may take an empty place for a very large one.
+        if (sent as usize) < SLOT_BYTES {
+            places.push(place(sent as usize..SLOT_BYTES));
+        }
         let mut request = abi::SendWr {
             wr_id: slot as u64,
             next: ptr::null_mut(),
-            sg_list: &raw mut place,
-            num_sge: 1,
+            sg_list: places.as_mut_ptr(),
+            num_sge: places.len() as i32,
             opcode: abi::WR_SEND,
             send_flags: abi::SEND_SIGNALED,
             imm_data: 0,
@@ -255,14 +283,34 @@ impl QueuePair {
             _bind_mw: [0; 6],
         };
         let mut bad = ptr::null_mut();
-        // SAFETY: as for a receive.
+        // SAFETY: as for a receive; what was lent stays registered for as long as well.
         check(unsafe { post_send(self.qp.as_ptr(), &raw mut request, &raw mut bad) })
     }
 
-    fn lend(&mut self, slot: usize) -> abi::Sge {
+    fn give(&mut self, slot: usize) {
         assert!(!self.of_device[slot], "a slot is posted once at a time");
         self.of_device[slot] = true;
-        self.region.place(slot)
+    }
+
+    /// Makes memory known to the device, so that messages can be [sent](Self::post_send) from it.
+    ///
+    /// # Errors
+    /// Why that cannot be.
+    pub(crate) fn lend(&mut self, pages: &Arc<Pages>) -> Result<(), String> {
+        let name = &self.domain.device.name;
+        if !self.gathers {
+            return Err(format!("{name} sends from one place at a time"));
+        }
+        let lent = Registration::new(&self.domain, Arc::clone(pages));
+        let lent = lent.map_err(|error| format!("{name} gives no memory region ({error})"))?;
+        self.lent.push(lent);
+        Ok(())
+    }
+
+    /// Returns how the device is told of `part`, if it lies in memory that was [lent](Self::lend).
+    pub(crate) fn find(&self, part: &[u8]) -> Option<abi::Sge> {
+        let lent = self.lent.iter().find(|lent| lent.pages.hold(part))?;
+        Some(lent.sge(part.as_ptr(), part.len()))
     }
 
     /// Takes some completions, and their slots with them; says how many.
@@ -285,14 +333,14 @@ impl QueuePair {
     pub(crate) fn slot(&self, slot: usize) -> &[u8] {
         assert!(!self.of_device[slot], "the completion was taken");
         // SAFETY: the device writes to slots only that are posted.
-        unsafe { self.region.slot(slot) }
+        unsafe { self.slots.slot(slot) }
     }
 
     /// Returns a slot that is not the device's, to be filled.
     pub(crate) fn slot_mut(&mut self, slot: usize) -> &mut [u8] {
         assert!(!self.of_device[slot], "the completion was taken");
         // SAFETY: the device reads and writes slots only that are posted.
-        unsafe { self.region.slot_mut(slot) }
+        unsafe { self.slots.slot_mut(slot) }
     }
 
     pub(crate) fn completions(&mut self) -> &mut Completions {
@@ -350,3 +398,11 @@ const PSN_MAX: u32 = 0xff_ffff;
 /// 4.096 µs · 2^14: 67 ms.
 const ACK_TIMEOUT: u8 = 14;
 const RETRIES: u8 = 7;
+/// Of a message that sends lent memory: its beginning, that memory, and the rest of the slot.
+const PLACES: usize = 3;
+/// Apple says nothing of messages that are put together, and nobody has tried any.
+const PLACES_WANTED: u32 = if cfg!(target_os = "macos") {
+    1
+} else {
+    PLACES as u32
+};

@@ -1,0 +1,170 @@
+//! Memory that a group lends for values that it is to reduce or to send.
+
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
+/// Values in memory that a group has [lent](crate::Group::region), zero at first.
+pub struct Region {
+    pages: Arc<Pages>,
+    len: usize,
+}
+
+impl Region {
+    /// Takes all of `pages`, which nobody else may read or write but devices that send from them.
+    pub(crate) fn new(pages: Arc<Pages>) -> Self {
+        let len = pages.bytes / size_of::<f32>();
+        Self { pages, len }
+    }
+}
+
+impl Deref for Region {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        // SAFETY: the pages hold `len` values, any bytes are some, and only through `self` are they written.
+        unsafe { std::slice::from_raw_parts(self.pages.start.as_ptr().cast(), self.len) }
+    }
+}
+
+impl DerefMut for Region {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as above; whoever else holds the pages only has them read by a device, and a collective does not return
+        // before that is over, unless it fails, and then nobody wants what was sent.
+        unsafe { std::slice::from_raw_parts_mut(self.pages.start.as_ptr().cast(), self.len) }
+    }
+}
+
+/// Pages of this process's memory, zero at first; given back when the last who holds them is gone.
+pub(crate) struct Pages {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: the memory belongs to this value, which itself neither reads nor writes it.
+unsafe impl Send for Pages {}
+// SAFETY: as above.
+unsafe impl Sync for Pages {}
+
+impl Pages {
+    /// Takes room for `bytes`.
+    pub(crate) fn new(bytes: usize) -> io::Result<Self> {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: the system chooses a free place, so nothing that exists is affected.
+        let start =
+            unsafe { mmap_anonymous(ptr::null_mut(), bytes.max(1), access, MapFlags::PRIVATE) }?;
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { start, bytes })
+    }
+
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether all of `part` lies in these pages.
+    pub(crate) fn hold(&self, part: &[u8]) -> bool {
+        let (start, part) = (self.start.as_ptr().cast_const(), part.as_ptr_range());
+        start <= part.start && part.end <= start.wrapping_add(self.bytes)
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: `new` made this mapping, with this length, and whoever uses it holds `self`.
+        let _cannot_fail = unsafe { munmap(self.start.as_ptr().cast(), self.bytes.max(1)) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSlice;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::group::Group;
+    use crate::link::{Interest, Links, Transport};
+    use crate::memory::{self, MemoryLinks};
+    use crate::pace::Pace;
+    use crate::rank::Rank;
+
+    /// Links that hold on to what was lent, once something was.
+    struct Held {
+        links: MemoryLinks,
+        lent: bool,
+    }
+
+    impl Links for Held {
+        fn write(&mut self, peer: usize, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+            self.links.write(peer, parts)
+        }
+
+        fn read(&mut self, peer: usize, into: &mut [u8]) -> io::Result<Option<usize>> {
+            self.links.read(peer, into)
+        }
+
+        fn wait(&mut self, interests: &[Interest], timeout: Duration) -> io::Result<()> {
+            self.links.wait(interests, timeout)
+        }
+
+        fn lend(&mut self, _pages: &Arc<Pages>) {
+            self.lent = true;
+        }
+
+        fn settle(&mut self, _peer: usize, _timeout: Duration) -> io::Result<()> {
+            match self.lent {
+                true => Err(io::Error::other("held")),
+                false => Ok(()),
+            }
+        }
+
+        fn transport(&self, peer: usize) -> Option<Transport> {
+            self.links.transport(peer)
+        }
+    }
+
+    #[test]
+    fn an_exchange_does_not_end_before_what_was_lent_may_change() {
+        let mut links = memory::mesh(2).into_iter();
+        let group = |rank: u16, links: Box<dyn Links>| {
+            Group::new(Rank(rank), 2, links, Pace::of_machine(2))
+        };
+        let holding = Held {
+            links: links.next().expect("rank 0's"),
+            lent: false,
+        };
+        let mut ours = group(0, Box::new(holding));
+        let mut theirs = group(1, Box::new(links.next().expect("rank 1's")));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let sums = [(); 2].map(|()| theirs.all_reduce_sum(&mut [2.0]));
+                assert!(sums[0].is_ok(), "nothing was lent");
+            });
+            ours.all_reduce_sum(&mut [1.0]).expect("nothing was lent");
+            let mut region = ours.region(1).expect("memory");
+            let held = ours.all_reduce_sum(&mut region).expect_err("it is held");
+            assert_eq!(held.lost_rank(), Some(Rank(1)), "{held}");
+            assert!(held.to_string().contains("held"), "{held}");
+        });
+    }
+
+    #[test]
+    fn a_region_holds_its_values_and_nothing_beside_them() {
+        let pages = Arc::new(Pages::new(4 * 5000).expect("memory"));
+        let mut region = Region::new(Arc::clone(&pages));
+        assert_eq!(*region, [0.0; 5000]);
+        region[4999] = 7.0;
+        assert_eq!((region.len(), region[4999]), (5000, 7.0));
+        let bytes: &[u8] = bytemuck::cast_slice(&region);
+        assert!(pages.hold(bytes) && pages.hold(&bytes[17..]) && !pages.hold(&[0; 8]));
+        let empty = Region::new(Arc::new(Pages::new(0).expect("memory")));
+        assert!(empty.is_empty());
+    }
+}
