@@ -37,7 +37,7 @@ pub(crate) fn run() -> Result<()> {
     }
     check(clippy.args(["--", "-D", "warnings"])).context(PREPARATION)?;
     let names = SUITES.map(|(suite, _)| suite);
-    let programs = suites::build(&names, &["--features", "mpi"])?;
+    let programs = suites::build("shoal-fabric", &names, &["--features", "mpi"])?;
     for ((suite, worlds), program) in SUITES.into_iter().zip(programs) {
         for world in worlds {
             let folder = target()?.join(format!("mpi/{suite}-{world}"));

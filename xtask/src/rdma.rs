@@ -25,7 +25,7 @@ Boots Debian's kernel in QEMU, makes a Soft-RoCE device there, and runs the chec
 only those named. The first device is always made. --show shows the whole console.
 ";
 
-/// Every check that `guest.sh` knows, in order, but for the device; the link goes down for good with the last but one.
+/// Every check that `guest.sh` knows, in order, but for the device; the link goes down for good with `link_down_reliable`.
 const CHECKS: &[&str] = &[
     "links_reliable",
     "links_unreliable",
@@ -40,6 +40,7 @@ const CHECKS: &[&str] = &[
     "collectives_unreliable",
     "links_over_two_reliable",
     "links_over_two_unreliable",
+    "lanes_over_two_reliable",
     "conformance_over_two_reliable",
     "one_of_two_down",
     "peer_killed_reliable",
@@ -47,6 +48,7 @@ const CHECKS: &[&str] = &[
     "link_down_unreliable",
     "link_down_reliable",
     "port_down",
+    "slow_network",
 ];
 
 /// Tests of the fabric that run over every kind of link.
@@ -95,7 +97,8 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     let folder = target()?.join("rdma");
     let kernel = Kernel::fetch(&folder)
         .with_context(|| format!("fetching Debian's kernel ({PREPARATION})"))?;
-    let image = Image::make(&folder, &kernel, &build(&folder)?, &checks)?;
+    let built = build(&folder)?;
+    let image = Image::make(&folder, &kernel, &built, &target()?.join("debug"), &checks)?;
     let outcomes = boot(&kernel, &image, is_shown)?;
     report(&checks, &outcomes)
 }
@@ -115,7 +118,8 @@ fn build(folder: &std::path::Path) -> Result<Vec<PathBuf>> {
         "Q8_0",
     ]);
     check(tiny.arg(&model))?;
-    let mut built = suites::build(SUITES, &[])?;
+    let mut built = suites::build("shoal-fabric", SUITES, &[])?;
+    built.extend(suites::build("shoal", &["namespaces"], &[])?);
     built.extend([target()?.join("debug/shoal"), model]);
     Ok(built)
 }

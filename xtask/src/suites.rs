@@ -1,16 +1,16 @@
-//! Tests of the fabric that are run elsewhere than by cargo.
+//! Tests that are run elsewhere than by cargo.
 
 use crate::shell::{command, executable, output};
 use anyhow::{Context, Result};
 use std::path::PathBuf;
 
-/// Builds those of these names, with `words` for cargo besides; returns their programs, in the same order.
+/// Builds those of these names of one package, with `words` for cargo besides; returns their programs, in the same order.
 ///
 /// # Errors
 /// When cargo fails, or does not tell of all of them.
-pub(crate) fn build(suites: &[&str], words: &[&str]) -> Result<Vec<PathBuf>> {
+pub(crate) fn build(package: &str, suites: &[&str], words: &[&str]) -> Result<Vec<PathBuf>> {
     let mut cargo = command("cargo");
-    cargo.args(["test", "--package", "shoal-fabric", "--no-run"]);
+    cargo.args(["test", "--package", package, "--no-run"]);
     for suite in suites {
         cargo.args(["--test", suite]);
     }

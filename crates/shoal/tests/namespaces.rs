@@ -9,7 +9,7 @@ mod network;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Output, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::{Front, House, PATIENCE, error_of, eventually, first_line, is_positive, signal};
 use network::{Harm, Network};
@@ -96,10 +96,29 @@ fn a_link_that_is_held_back_is_called_slow() {
         let outcome = lab.outcome(&lab.test(&["4K,64K"], 1));
         assert_eq!(outcome["verdict"]["grade"], "slow", "{outcome}");
     }
-    if network.disturb(1, "delay 1ms loss 2% reorder 5% duplicate 1%") {
-        let outcome = lab.outcome(&lab.test(&["4K,64K"], 1));
-        assert_eq!(outcome["correctness"]["wrong"], 0, "{outcome}");
+}
+
+#[test]
+fn delay_and_loss_change_no_byte_and_no_token() {
+    let Some(network) = Network::of(2) else {
+        return;
+    };
+    let lab = Lab::new(&network);
+    let _node = lab.node(1);
+    let told = |cell: &Front| {
+        let reply = lab.complete(cell);
+        let body = reply.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        let body: serde_json::Value = serde_json::from_str(body).expect("a JSON body");
+        body["choices"][0]["text"].as_str().map(str::to_owned)
+    };
+    let text = told(&lab.serve(1, &[])).expect("a reply");
+    if !network.disturb(1, "delay 2ms 1ms loss 2% reorder 5% duplicate 1%") {
+        return;
     }
+    assert!(network.disturb(0, "delay 2ms 1ms loss 2%"));
+    let outcome = lab.outcome(&lab.test(&["4K,64K"], 1));
+    assert_eq!(outcome["correctness"]["wrong"], 0, "{outcome}");
+    assert_eq!(told(&lab.serve(1, &[])), Some(text));
 }
 
 #[test]
@@ -208,9 +227,7 @@ fn two_cables_carry_a_link_together_unless_one_is_left_out() {
     };
     let lab = Lab::new(&network);
     let _node = lab.node(1);
-    for (host, cable) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-        network.limit_on(host, cable, "200mbit");
-    }
+    network.limit_all("200mbit");
     // Bytes that both hosts send over each cable while a link is tested.
     let tested = |interfaces: &[&str]| {
         let sent = || [0, 1].map(|cable| [0, 1].map(|host| network.bytes_sent(host, cable)));
@@ -267,9 +284,7 @@ fn a_copy_goes_over_both_cables_unless_one_is_left_out() {
     };
     let lab = Lab::new(&network);
     let _node = lab.node(1);
-    for (host, cable) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-        network.limit_on(host, cable, "200mbit");
-    }
+    network.limit_all("200mbit");
     const BYTES: usize = 16 << 20;
     let data: Vec<u8> = (0..BYTES).map(|at| ((at * at) >> 13) as u8).collect();
     let file = lab.house.file("big", &data);
@@ -310,6 +325,38 @@ fn a_copy_goes_over_both_cables_unless_one_is_left_out() {
     let (outcome, [first, second]) = copied(0, &[&file, &there("c")]);
     assert_eq!(outcome["cables"], 1, "{outcome}");
     assert!(first > BYTES as u64 && second < FEW, "{first}, {second}");
+}
+
+/// The sender's system would go on sending for a quarter of an hour.
+#[test]
+fn a_copy_ends_soon_after_one_of_its_cables_went_dead() {
+    let Some(network) = Network::with_cables(2, 2) else {
+        return;
+    };
+    let lab = Lab::new(&network);
+    let _node = lab.node(1);
+    network.limit_all("20mbit");
+    let file = lab.house.file("big", &vec![7; 16 << 20]);
+    let there = format!("{}:big", Lab::address(1));
+    let words = ["cp", "--json", "--token-file", &lab.token, &file, &there];
+    let before = network.bytes_sent(0, 1);
+    let copy = lab.spawn(0, &words);
+    eventually("the second cable carries bytes", || {
+        network.bytes_sent(0, 1) - before > 512 << 10
+    });
+    network.harm(Harm::SecondNetwork);
+    let cut = Instant::now();
+    let output = copy.wait_with_output().expect("it ends");
+    let took = cut.elapsed();
+    eprintln!("a copy over a cable that went dead ended after {took:?}");
+    assert!(took < Duration::from_secs(180), "{took:?}");
+    let outcome: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one object");
+    assert_eq!(outcome["ok"], false, "{outcome}");
+    // Over the cable that is left, what is there already is not sent again.
+    let again = lab.outcome(&["cp", "--json", &file, &there]);
+    assert_eq!(again["ok"], true, "{again}");
+    let received = again["nodes"][0]["bytes_received"].as_u64();
+    assert!(received.expect("a number") < 16 << 20, "{again}");
 }
 
 #[test]

@@ -10,6 +10,9 @@ mount -t tmpfs shm /dev/shm
 mount -t tmpfs tmp /tmp
 mkdir -p /tmp/home
 
+# The shell has one of its own, which cannot do all of this.
+ip() { /bin/ip "$@"; }
+
 # Runs a check and tells how it went.
 check() {
     echo "@@ begin $1"
@@ -36,12 +39,12 @@ device() {
     for module in $(cat /modules/order); do
         insmod "/modules/$module" || return
     done
-    /opt/ip link set lo up &&
-        /opt/ip link add va type veth peer name vb &&
-        /opt/ip addr add 10.9.0.1/24 dev va &&
-        /opt/ip link set va up && /opt/ip link set vb up &&
-        /opt/rdma link add rxe_a type rxe netdev va &&
-        /opt/ibv_devices | grep rxe_a
+    ip link set lo up &&
+        ip link add va type veth peer name vb &&
+        ip addr add 10.9.0.1/24 dev va &&
+        ip link set va up && ip link set vb up &&
+        rdma link add rxe_a type rxe netdev va &&
+        ibv_devices | grep rxe_a
 }
 
 # Runs a suite over one kind of connection; a world that has no device fails it.
@@ -61,13 +64,18 @@ links() {
     transport=$1
     carrier=$2
     shift 2
-    SHOAL_TRANSPORT=$transport timeout 600 /opt/shoal --log info fabric test --sizes 4K,64K,1M --rounds 2 "$@" >/tmp/links 2>&1
+    SHOAL_TRANSPORT=$transport timeout 600 /opt/shoal --log debug fabric test --sizes 4K,64K,1M --rounds 2 "$@" >/tmp/links 2>&1
     cat /tmp/links
     grep -q "^2 ranks .*, $carrier, connected" /tmp/links && grep -q '^data .*every byte is right' /tmp/links
 }
 
-links_reliable() { links rdma rdma --nodes 2 && grep 'rxe_a, reliable connection' /tmp/links; }
-links_unreliable() { links rdma-unreliable rdma --nodes 2 && grep 'rxe_a, unreliable connection' /tmp/links; }
+# Sums of the sweep, which lie in a region, go out without being copied.
+over_one() {
+    links "$1" rdma --nodes 2 && grep "rxe_a, $2 connection" /tmp/links && grep 'uncopied_bytes=[1-9]' /tmp/links
+}
+
+links_reliable() { over_one rdma reliable; }
+links_unreliable() { over_one rdma-unreliable unreliable; }
 
 generate() {
     SHOAL_TRANSPORT=$1 timeout 600 /opt/shoal run --raw --temperature 0 --max-tokens 6 --nodes 2 \
@@ -102,7 +110,7 @@ copy_over() {
     grep -q '"ok":true' /tmp/copied && grep -q "\"transport\":\"$carrier\"" /tmp/copied
 }
 
-is_device_held() { /opt/rdma resource show qp | grep -q 'type [RU]C'; }
+is_device_held() { rdma resource show qp | grep -q 'type [RU]C'; }
 is_device_free() { ! is_device_held; }
 
 copy_to_a_node() {
@@ -170,7 +178,7 @@ kill_rank_1() {
 }
 
 take_link_down() {
-    /opt/ip link set va down
+    ip link set va down
 }
 
 # Packets that a device has sent.
@@ -178,10 +186,10 @@ packets() { cat "/sys/class/infiniband/$1/ports/1/hw_counters/sent_pkts"; }
 
 # Does something while there is a second device, over which some of the bytes have to go: a tenth of all packets at least.
 over_two() {
-    /opt/ip link add vc type veth peer name vd &&
-        /opt/ip addr add 10.9.1.1/24 dev vc &&
-        /opt/ip link set vc up && /opt/ip link set vd up &&
-        /opt/rdma link add rxe_b type rxe netdev vc || return
+    ip link add vc type veth peer name vd &&
+        ip addr add 10.9.1.1/24 dev vc &&
+        ip link set vc up && ip link set vd up &&
+        rdma link add rxe_b type rxe netdev vc || return
     a=$(packets rxe_a)
     b=$(packets rxe_b)
     export SHOAL_TEST_RDMA_DEVICES=2
@@ -191,8 +199,8 @@ over_two() {
     a=$(($(packets rxe_a) - a))
     b=$(($(packets rxe_b) - b))
     echo "packets sent: $a by rxe_a, $b by rxe_b"
-    /opt/rdma link delete rxe_b
-    /opt/ip link delete vc
+    rdma link delete rxe_b
+    ip link delete vc
     [ $a -gt $((b / 9)) ] && [ $b -gt $((a / 9)) ] && return $status
 }
 
@@ -200,10 +208,11 @@ both_carry() { links "$1" rdma --nodes 2 && grep 'rdma over 2 devices: rxe_a, rx
 
 links_over_two_reliable() { over_two both_carry rdma; }
 links_over_two_unreliable() { over_two both_carry rdma-unreliable; }
+lanes_over_two_reliable() { over_two suite lanes rc; }
 conformance_over_two_reliable() { over_two suite conformance rc; }
 
 take_second_down() {
-    /opt/ip link set vc down
+    ip link set vc down
 }
 
 # The end of one device is the end of the link, and the error names it.
@@ -214,7 +223,7 @@ peer_killed_unreliable() { disturbed rdma-unreliable kill_rank_1 'rank 1'; }
 link_down_unreliable() {
     disturbed rdma-unreliable take_link_down 'rank [01]'
     status=$?
-    /opt/ip link set va up
+    ip link set va up
     eventually grep -q ACTIVE /sys/class/infiniband/rxe_a/ports/1/state && return $status
 }
 link_down_reliable() { disturbed rdma take_link_down 'rank [01]'; }
@@ -230,6 +239,12 @@ port_down() {
     fi
     cat /tmp/links
     grep -q 'port DOWN on rxe_a' /tmp/links
+}
+
+# Machines with a slow and lossy network between them: most hosts' kernels have nothing to make one with.
+slow_network() {
+    mkdir -p "$BUILT_IN" && ln -s /opt/shoal "$BUILT_IN/shoal" || return
+    SHOAL_TRANSPORT=tcp SHOAL_REQUIRE_NETNS=1 SHOAL_REQUIRE_NETEM=1 timeout 600 /opt/namespaces --test-threads=1 held_back delay_and_loss
 }
 
 for name in $CHECKS; do

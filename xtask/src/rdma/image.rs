@@ -17,16 +17,19 @@ const GUEST: &str = include_str!("guest.sh");
 /// Of busybox. `timeout` and `head` are used with options that it has.
 const APPLETS: &[&str] = &[
     "sh", "mount", "mkdir", "cat", "chmod", "grep", "sed", "head", "cmp", "diff", "sleep",
-    "timeout", "kill", "insmod", "poweroff", "echo", "dmesg",
+    "timeout", "kill", "insmod", "poweroff", "echo", "dmesg", "hostname", "ln",
 ];
 /// In this order: without the first, the device fails to be made.
-const MODULES: &[&str] = &["crc32_generic", "rdma_rxe", "veth"];
-/// Programs of the system, by the names under which `guest.sh` calls them.
-const PROGRAMS: &[(&str, &str)] = &[
-    ("ip", "opt/ip"),
-    ("rdma", "opt/rdma"),
-    ("ibv_devices", "opt/ibv_devices"),
+const MODULES: &[&str] = &[
+    "crc32_generic",
+    "rdma_rxe",
+    "veth",
+    "bridge",
+    "sch_tbf",
+    "sch_netem",
 ];
+/// Programs of the system.
+const PROGRAMS: &[&str] = &["ip", "tc", "rdma", "ibv_devices", "unshare", "nsenter"];
 const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 
 /// Debian's kernel and its modules, unpacked.
@@ -94,11 +97,13 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// Puts it together: `files` go to `/opt`, and the machine runs `checks`.
+    /// Puts it together: `files` go to `/opt`, and the machine runs `checks`. Tests look for `shoal` in the folder that it
+    /// was `built_in`.
     pub(crate) fn make(
         folder: &Path,
         kernel: &Kernel,
         files: &[PathBuf],
+        built_in: &Path,
         checks: &[&str],
     ) -> Result<Self> {
         let tree = Tree {
@@ -115,8 +120,8 @@ impl Image {
         for applet in APPLETS {
             symlink("busybox", tree.root.join("bin").join(applet))?;
         }
-        for (program, place) in PROGRAMS {
-            tree.add(&find(program)?, place)?;
+        for program in PROGRAMS {
+            tree.add(&find(program)?, &format!("bin/{program}"))?;
         }
         for file in files {
             let name = file.file_name().context("a file has a name")?;
@@ -137,7 +142,9 @@ impl Image {
         let init = tree.root.join("init");
         fs::write(
             &init,
-            GUEST.replace("$CHECKS", &format!("device {}", checks.join(" "))),
+            GUEST
+                .replace("$CHECKS", &format!("device {}", checks.join(" ")))
+                .replace("$BUILT_IN", &built_in.to_string_lossy()),
         )?;
         fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
         tree.pack(folder.join("image.cpio.gz"))

@@ -44,7 +44,7 @@ impl Network {
             Ok(network) => Some(network),
             Err(reason) => {
                 assert!(
-                    !is_required(),
+                    !is_required("SHOAL_REQUIRE_NETNS"),
                     "network namespaces are required, and there are none: {reason}"
                 );
                 eprintln!(
@@ -180,6 +180,14 @@ impl Network {
         self.switch.must(&format!("ip link set {port} {state}"));
     }
 
+    /// Bounds what every host sends over each of two cables.
+    pub(crate) fn limit_all(&self, rate: &str) {
+        for host in 0..self.hosts.len() {
+            self.limit_on(host, 0, rate);
+            self.limit_on(host, 1, rate);
+        }
+    }
+
     /// Bounds what a host sends.
     pub(crate) fn limit(&self, host: usize, rate: &str) {
         self.limit_on(host, 0, rate);
@@ -191,11 +199,12 @@ impl Network {
         ));
     }
 
-    /// Delays, loses or reorders what a host sends; says, aloud, when the system cannot.
+    /// Delays, loses or reorders what a host sends; says, aloud, when the system cannot, and with `SHOAL_REQUIRE_NETEM=1` fails.
     pub(crate) fn disturb(&self, host: usize, how: &str) -> bool {
         let disturbed =
             self.hosts[host].run(&format!("tc qdisc replace dev eth0 root netem {how}"));
         if let Err(reason) = &disturbed {
+            assert!(!is_required("SHOAL_REQUIRE_NETEM"), "{how}: {reason}");
             eprintln!("SKIPPED, NOT TESTED: the network cannot be disturbed by {how} ({reason})");
         }
         disturbed.is_ok()
@@ -266,6 +275,6 @@ impl Drop for Namespace {
     clippy::disallowed_methods,
     reason = "tests have no configuration to be parsed"
 )]
-fn is_required() -> bool {
-    std::env::var("SHOAL_REQUIRE_NETNS").is_ok_and(|value| value == "1")
+fn is_required(variable: &str) -> bool {
+    std::env::var(variable).is_ok_and(|value| value == "1")
 }
