@@ -4,8 +4,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use shoal_fabric::{FabricError, Key};
 
+use crate::carrier::Carrier;
 use crate::copy::CopyOrder;
-use crate::link_test::Carrier;
 
 /// Front to node.
 #[derive(Serialize, Deserialize)]

@@ -5,8 +5,8 @@
 //! file appears under its name whole or not at all. Nothing is written or read outside the folder that a node serves.
 //!
 //! The end that sends reads each file once: it hashes a chunk, compares it with what the receiver says it has, and sends it
-//! over one of several connections. Where the receiver has nothing to compare, a checksum is told instead of the hash.
-//! Chunks go bare over connections that have proved the token at their beginning; the network between the machines is
+//! over one of several lanes. Where the receiver has nothing to compare, a checksum is told instead of the hash.
+//! Chunks go bare over lanes that have proved the token at their beginning; the network between the machines is
 //! trusted, as everywhere in Shoal.
 
 mod client;
@@ -60,5 +60,5 @@ pub struct Progress {
 /// Hears of progress, from several threads.
 pub type OnProgress<'a> = &'a (dyn Fn(Progress) + Sync);
 
-/// The most data connections of one copy.
+/// The most data connections that may be asked for.
 pub const LANES_MAX: u8 = 16;

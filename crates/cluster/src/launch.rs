@@ -14,7 +14,8 @@ use shoal_engine::KvFormat;
 use shoal_fabric::{Exchange, Key};
 use thiserror::Error;
 
-use crate::link_test::{Carrier, Plan};
+use crate::carrier::Carrier;
+use crate::link_test::Plan;
 
 /// Everything a rank process needs to know; written to its standard input as one line of JSON.
 ///

@@ -13,6 +13,7 @@
 //! in a process list. What a rank does is `shoal-engine`'s business; requests and tokens never pass through here.
 #![forbid(unsafe_code)]
 
+mod carrier;
 mod cell;
 mod control;
 pub mod copy;
@@ -30,6 +31,7 @@ pub mod store;
 mod supervisor;
 mod token;
 
+pub use carrier::Carrier;
 pub use cell::{Cell, CellConfig, CellError, Placement};
 pub use launch::{BadKey, LaunchError, LinkTestRole, Program, RankLaunch, RoleLaunch, TaskLaunch};
 pub use remote::NodeRefused;

@@ -6,7 +6,6 @@
 //! so it measures whatever links the fabric has chosen. With the feature `mpi`, `run_over_mpi` goes through the same plan on
 //! ranks that `mpirun` started.
 
-mod carrier;
 mod check;
 mod front;
 mod links;
@@ -19,7 +18,6 @@ mod verdict;
 
 use serde::{Deserialize, Serialize};
 
-pub use carrier::Carrier;
 pub use front::{LinkTest, LinkTestConfig, LinkTestError};
 #[cfg(feature = "mpi")]
 pub use mpi::run_over_mpi;

@@ -195,7 +195,9 @@ impl Shared {
             _ => lent.replace(Lent::Free),
         }
         let key = formation_key(&self.config.token, &order.cell, &order.nonce_hex);
-        let rendezvous = SocketAddr::new(front.ip(), order.rendezvous_port);
+        // As this machine calls it: the zone of a link-local address included.
+        let mut rendezvous = front;
+        rendezvous.set_port(order.rendezvous_port);
         let launch = RankLaunch {
             cell: order.cell.clone(),
             rank: order.rank,

@@ -14,7 +14,7 @@ use super::sender::{self, Sending};
 use super::source::Source;
 use super::wire::{CopyOrder, Destination, PullOrder, PushOrder};
 use super::{CopyReport, OnProgress};
-use crate::link_test::Carrier;
+use crate::carrier::Carrier;
 use crate::store::free_bytes;
 
 /// How to copy.

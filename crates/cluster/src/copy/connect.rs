@@ -13,8 +13,8 @@ use tracing::info;
 use super::error::CopyError;
 use super::talk::Talk;
 use super::wire::{CopyOrder, Message, out_of_turn};
+use crate::carrier::Carrier;
 use crate::control::{Order, encode};
-use crate::link_test::Carrier;
 
 /// What this end brings to every connection of a copy.
 #[derive(Clone, Copy)]
@@ -98,11 +98,18 @@ impl Terms<'_> {
     }
 }
 
-/// Returns what may carry lanes where `usual` is for ranks: a machine may keep its ranks off TCP, but not those who copy.
+/// Returns what may carry lanes where `usual` is for ranks: RDMA as the machine's owner has it, TCP as whoever copies wants it.
 pub(super) fn lane_links(carrier: Carrier, usual: &Config) -> Config {
+    let (rdma, tcp) = match carrier {
+        Carrier::Auto => (usual.rdma, true),
+        Carrier::Tcp => (Rdma::Off, true),
+        Carrier::Rdma => (usual.rdma, false),
+        Carrier::SharedMemory => (Rdma::Off, false),
+    };
     Config {
-        tcp: carrier != Carrier::Rdma,
-        ..carrier.config(usual)
+        rdma,
+        tcp,
+        ..usual.clone()
     }
 }
 

@@ -43,6 +43,7 @@ pub(crate) struct Modified {
 #[derive(Debug)]
 pub(crate) struct Manifest {
     entries: Vec<Entry>,
+    bytes: u64,
 }
 
 impl Entry {
@@ -134,7 +135,10 @@ impl Manifest {
             };
             total = sum;
         }
-        Ok(Self { entries })
+        Ok(Self {
+            entries,
+            bytes: total,
+        })
     }
 
     pub(crate) fn entries(&self) -> &[Entry] {
@@ -157,7 +161,7 @@ impl Manifest {
 
     /// Bytes of all files.
     pub(crate) fn bytes(&self) -> u64 {
-        self.entries.iter().map(Entry::bytes).sum()
+        self.bytes
     }
 
     /// How many sources were named.

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use shoal_fabric::lane::Lane;
 
@@ -53,6 +54,7 @@ struct State {
     done_bytes: u64,
     report: CopyReport,
     failed: Option<CopyError>,
+    failed_at: Option<Instant>,
 }
 
 /// Receives everything. `relay` connects to the next node once the manifest is known.
@@ -84,6 +86,7 @@ fn converse(
         done_bytes: 0,
         report: CopyReport::default(),
         failed: None,
+        failed_at: None,
     };
     let reception = Reception {
         receiving,
@@ -155,7 +158,7 @@ impl Reception<'_> {
     /// Answers the sender until it has sent everything.
     fn obey(&self, talk: &Talk, relay: Option<&Relay>) -> Result<(), CopyError> {
         loop {
-            let heard = talk.hear();
+            let heard = self.hear(talk);
             let failed = self.state().failed.take();
             match (failed, heard) {
                 // Where a lane was cut the sender knows why.
@@ -175,6 +178,24 @@ impl Reception<'_> {
                     Message::Finish => return self.finish(talk),
                     _ => return Err(out_of_turn()),
                 },
+            }
+        }
+    }
+
+    /// Waits for the sender's next message. One whose lane was cut without a word may not know for as long as its system sends
+    /// again and again what nobody answers.
+    fn hear(&self, talk: &Talk) -> Result<Message, CopyError> {
+        loop {
+            if let Some(heard) = talk.hear_for(LOOK_EVERY) {
+                return heard;
+            }
+            let mut state = self.state();
+            let is_late = |at: Instant| at.elapsed() > NOTICE_TIME_MAX;
+            // It has had its time to say why.
+            if state.failed_at.is_some_and(is_late)
+                && let Some(error) = state.failed.take()
+            {
+                return Err(error);
             }
         }
     }
@@ -274,6 +295,7 @@ impl Reception<'_> {
         };
         let told = (!matches!(error, CopyError::Cut(_))).then(|| error.to_string());
         state.failed.get_or_insert(error);
+        state.failed_at.get_or_insert_with(Instant::now);
         drop(state);
         self.moved.notify_all();
         // A sender whose lane is full does not notice that it was closed. Said without the lock, for it may take a while.
@@ -346,3 +368,7 @@ impl Reception<'_> {
 
 /// Files received at once. Each has up to three descriptors: what arrives, what it replaces, the folder.
 const OPEN_MAX: usize = 32;
+/// How often whoever waits for the sender looks after the lanes.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a sender may take to notice that a lane was cut: it knows why, and should be the one to say so.
+const NOTICE_TIME_MAX: Duration = Duration::from_secs(10);

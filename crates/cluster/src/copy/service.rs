@@ -25,7 +25,7 @@ use super::source::Source;
 use super::talk::Talk;
 use super::wire::{CopyOrder, Message, PullOrder, PushOrder, out_of_turn};
 use super::{LANES_MAX, sender};
-use crate::link_test::Carrier;
+use crate::carrier::Carrier;
 use crate::store::free_bytes;
 
 /// Gives and takes files below one folder.
@@ -40,6 +40,26 @@ pub(crate) struct CopyService {
 }
 
 type Sessions = HashMap<String, Session>;
+
+/// One of the copies that are under way, for as long as it is.
+struct Place<'a> {
+    copies: &'a AtomicUsize,
+    /// How many there were without it.
+    before: usize,
+}
+
+impl<'a> Place<'a> {
+    fn take(copies: &'a AtomicUsize) -> Self {
+        let before = copies.fetch_add(1, Ordering::Relaxed);
+        Self { copies, before }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.copies.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// A copy whose lanes are being opened.
 struct Session {
@@ -68,14 +88,14 @@ impl CopyService {
             return;
         }
         let talk = Talk::over(channel, &peer.to_string());
-        let copies = self.copies.fetch_add(1, Ordering::Relaxed);
-        let outcome = if copies < COPIES_MAX {
+        let place = Place::take(&self.copies);
+        let outcome = if place.before < COPIES_MAX {
             self.copy(&talk, &peer, order)
         } else {
             let reason = format!("{COPIES_MAX} copies are under way; try again when one has ended");
             or_hang_up(&talk, Err(CopyError::path("busy", reason)))
         };
-        self.copies.fetch_sub(1, Ordering::Relaxed);
+        drop(place);
         match outcome {
             Ok(()) => info!(%peer, "copy ended"),
             Err(reason) => warn!(%peer, %reason, "copy stopped"),
@@ -196,7 +216,7 @@ impl CopyService {
             None => None,
         };
         let Some(is_first) = place else { return };
-        // What a machine keeps its ranks from, it keeps lanes from; the rest is the choice of the other end.
+        // RDMA and interfaces as this machine's owner has them; TCP is the choice of the other end.
         let links = lane_links(Carrier::Auto, &self.links);
         let deadline = Instant::now() + AGREE_TIME_MAX;
         match Lanes::follow(channel, &links, &self.token, deadline) {

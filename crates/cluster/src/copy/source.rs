@@ -59,22 +59,25 @@ impl Source {
         Self::walk(found)
     }
 
-    /// Finds what is at paths below `root`; no link is followed.
+    /// Finds what is at paths below `root`, or where these lead below it: links in them are followed, others are not.
     pub(super) fn below(root: &Path, paths: &[RelPath]) -> Result<Self, CopyError> {
         let base =
             Dir::open_ambient_dir(root, ambient_authority()).doing("opening", root.display())?;
         let mut found = Vec::new();
         for path in paths {
-            let Some((folder, name)) = path.split_last() else {
-                return Err(CopyError::path(
+            let unnamed = || {
+                CopyError::path(
                     path,
                     "name a file or folder below the one that the node serves",
-                ));
+                )
             };
+            let (_, shown) = path.split_last().ok_or_else(unnamed)?;
+            let real = base.canonicalize(path.as_str()).doing("reading", path)?;
+            let real = RelPath::try_from(text(real.as_os_str(), Path::new(""))?);
+            let real = real.map_err(|why| CopyError::path(path, why))?;
+            let (folder, name) = real.split_last().ok_or_else(unnamed)?;
             let dir = descend(&base, &folder).doing("opening the folder of", path)?;
-            // Here the message can name the whole path.
-            dir.symlink_metadata(name).doing("reading", path)?;
-            found.push((dir, name.to_owned(), name.to_owned()));
+            found.push((dir, name.to_owned(), shown.to_owned()));
         }
         Self::walk(found)
     }

@@ -82,6 +82,15 @@ impl Talk {
             .unwrap_or_else(|_| Err(self.over_already()))
     }
 
+    /// The same, for a short time; nothing where none comes.
+    pub(super) fn hear_for(&self, time: Duration) -> Option<Result<Message, CopyError>> {
+        match lock(&self.heard).recv_timeout(time) {
+            Ok(heard) => Some(heard),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => Some(Err(self.over_already())),
+        }
+    }
+
     /// Listens to an end that may still say why it cannot go on, for a short time.
     pub(super) fn hear_out(&self) -> Option<CopyError> {
         let until = Instant::now() + FAREWELL_TIME_MAX;

@@ -1,7 +1,11 @@
-//! What the two ends of a copy say: JSON messages on the authenticated control channel, and bare chunks on the data
-//! connections beside it, the *lanes*.
+//! What the two ends of a copy say: JSON messages on the authenticated control channel, and bare chunks on the *lanes*
+//! beside it.
 //!
 //! ```text
+//! node                                  whoever ordered the copy
+//!   OpenLanes              ───────────►           connects as often as was ordered
+//!                          ◄───────────  LanesOpen(connections)
+//!
 //! sender                                receiver
 //!   Entries …, EntriesEnd  ───────────►           checks, makes folders, looks at the free space
 //!                          ◄───────────  Ready
@@ -22,7 +26,7 @@ use super::error::CopyError;
 use super::manifest::Entry;
 use super::path::RelPath;
 use super::seal::{Hash, SEAL_BYTES, Seal};
-use crate::link_test::Carrier;
+use crate::carrier::Carrier;
 
 /// What a node is asked for, first on a connection.
 #[derive(Serialize, Deserialize)]
@@ -77,7 +81,7 @@ pub(crate) struct PullOrder {
 pub(crate) enum Message {
     /// The node waits for connections for the lanes.
     OpenLanes,
-    /// So many have come.
+    /// So many connections were opened for them.
     LanesOpen {
         connections: u8,
     },

@@ -13,7 +13,8 @@ use shoal_fabric::{Interfaces, Key, Rank};
 use thiserror::Error;
 
 use super::report::{Event, Report};
-use super::{Carrier, Place, Plan};
+use super::{Place, Plan};
+use crate::carrier::Carrier;
 use crate::cell::Placement;
 use crate::control::{Spawn, Task, formation_key};
 use crate::launch::{LaunchError, LinkTestRole, Program, RankLaunch, RankProcess, TaskLaunch};

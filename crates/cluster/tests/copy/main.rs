@@ -16,9 +16,9 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use shoal_cluster::Carrier;
 use shoal_cluster::Program;
 use shoal_cluster::copy::{CopyConfig, CopyError, CopySummary, Progress, RelPath, pull, push};
-use shoal_cluster::link_test::Carrier;
 use shoal_cluster::node::{Node, NodeConfig};
 use shoal_fabric::Key;
 use shoal_fabric::channel::Channel;

@@ -95,6 +95,15 @@ fn files_are_fetched_from_a_node() {
         .remove(0);
     assert_eq!((report.files_unchanged, report.bytes_received), (1, 0));
 
+    // A link that is named stands for what it leads to, and leads out of the folder for nobody.
+    fetch(&["models/m/link"], here.path("")).unwrap();
+    assert!(!here.path("link").is_symlink());
+    assert_eq!(fs::read(here.path("link")).unwrap(), data);
+    symlink("/etc/hostname", node.path("out")).unwrap();
+    let outside = fetch(&["out"], here.path("stolen")).unwrap_err();
+    assert!(outside.to_string().contains("reading out"), "{outside}");
+    assert!(!here.path("stolen").exists());
+
     let missing = fetch(&["models/none"], here.path("none"))
         .unwrap_err()
         .to_string();

@@ -7,8 +7,8 @@ use anyhow::{Result, anyhow, bail};
 use indicatif::ProgressBar;
 use serde::Serialize;
 use serde_json::json;
+use shoal_cluster::Carrier;
 use shoal_cluster::copy::{CopyConfig, CopyReport, CopySummary, Progress, RelPath, pull, push};
-use shoal_cluster::link_test::Carrier;
 use shoal_cluster::read_token;
 use tokio::sync::oneshot;
 

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 use serde_json::json;
-use shoal_cluster::Placement;
 use shoal_cluster::link_test::{
-    Carrier, Checked, Event, Grade, LinkTest, LinkTestConfig, Place, Plan, Report, Spread, Verdict,
+    Checked, Event, Grade, LinkTest, LinkTestConfig, Place, Plan, Report, Spread, Verdict,
 };
+use shoal_cluster::{Carrier, Placement};
 
 use super::{cell, discover, placement, runtime};
 use crate::cli::{FabricAction, FabricArgs, LinkTestArgs, LogArgs, TransportArg};

@@ -1,4 +1,4 @@
-//! What a link test, or a copy, is to go over.
+//! What shall carry bytes between two machines.
 
 use serde::{Deserialize, Serialize};
 use shoal_fabric::tcp::{Config, Rdma};
