@@ -8,7 +8,7 @@
 //! │ length, 4 bytes LE │ tag, 32 bytes │ message …
 //! ```
 
-use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use rustix::net::sockopt;
 use crate::error::FabricError;
 use crate::handshake::{self, Purpose};
 use crate::key::{KEY_BYTES, Key};
+use crate::resolve::resolve;
 use crate::timed;
 
 /// A connection whose both ends have proved that they hold the same key.
@@ -33,9 +34,8 @@ impl Channel {
     /// [`FabricError::Unreachable`], [`FabricError::WrongToken`], [`FabricError::VersionMismatch`],
     /// [`FabricError::Protocol`] when something else than Shoal listens there, [`FabricError::Silent`] at the deadline.
     pub fn connect(addr: &str, key: &Key, deadline: Instant) -> Result<Self, FabricError> {
-        let addresses = addr.to_socket_addrs();
-        let addresses = addresses.map_err(|error| unreachable(addr, error.to_string()))?;
-        Self::connect_to_one_of(addresses.collect(), addr, key, deadline)
+        let addresses = resolve(addr).map_err(|error| unreachable(addr, error.to_string()))?;
+        Self::connect_to_one_of(addresses, addr, key, deadline)
     }
 
     fn connect_to_one_of(

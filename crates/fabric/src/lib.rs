@@ -66,6 +66,7 @@ mod ports;
 mod rank;
 mod reduce;
 mod region;
+mod resolve;
 mod ring;
 mod schedule;
 mod segment;
@@ -89,6 +90,7 @@ pub use link::Transport;
 pub use rank::{Rank, WORLD_MAX};
 pub use reduce::{Element, Reduce};
 pub use region::Region;
+pub use resolve::resolve;
 
 #[cfg(target_endian = "big")]
 compile_error!(

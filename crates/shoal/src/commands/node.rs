@@ -1,10 +1,9 @@
 //! `shoal node`: lend this machine to a cell.
 
-use std::net::ToSocketAddrs;
-
 use anyhow::{Context, Result};
 use shoal_cluster::node::{Node, NodeConfig};
 use shoal_cluster::read_token;
+use shoal_fabric::resolve;
 use tracing::info;
 
 use super::{cell, runtime};
@@ -14,14 +13,13 @@ use crate::settings::{self, Home};
 use crate::signals::Signals;
 
 pub(crate) fn node(args: &NodeArgs, logs: &LogArgs) -> Result<()> {
-    let listen = args
-        .listen
-        .to_socket_addrs()
-        .with_context(|| format!("--listen {} is not HOST:PORT on this machine", args.listen))?
-        .next()
+    let listens = resolve(&args.listen)
+        .with_context(|| format!("--listen {} is not HOST:PORT on this machine", args.listen))?;
+    let listen = listens
+        .first()
         .with_context(|| format!("--listen {} names no address", args.listen))?;
     let node = Node::bind(NodeConfig {
-        listen,
+        listen: *listen,
         token: read_token(&args.token_file)?,
         threads: args.threads.map(usize::from),
         isa: args.isa.clone(),
