@@ -108,7 +108,7 @@ pub enum Failure {
         reason: String,
     },
     /// Rank 0 did not take the request, or was told to end.
-    #[error("the cell refused the request: {0}")]
+    #[error("the cell did not take or finish the request: {0}")]
     Refused(String),
     /// The cell could not compute it.
     #[error("the cell could not complete the request: {0}")]

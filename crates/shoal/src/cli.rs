@@ -202,7 +202,7 @@ pub(crate) struct ServeArgs {
     pub(crate) machines: MachineArgs,
     /// Take over a running cell whose front is gone, without loading the model again.
     #[arg(long, conflicts_with_all = [
-        "nodes", "machines", "threads", "ctx", "kv", "share", "batch", "queue", "orphan_timeout", "step_timeout",
+        "nodes", "machines", "threads", "ctx", "kv", "exchange", "share", "batch", "queue", "orphan_timeout", "step_timeout",
     ])]
     pub(crate) attach: bool,
     #[command(flatten)]

@@ -15,7 +15,7 @@ mod signals;
 use std::process::ExitCode;
 
 use clap::Parser;
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use progress::note;
 
@@ -37,11 +37,17 @@ fn main() -> ExitCode {
 
 /// Asks for as many open files as this user may have: clients that only hold connections must not keep ranks from starting.
 fn raise_file_limit() {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    // Some systems tell a limit that they do not grant: then it stays as it is.
-    let _stays = setrlimit(Resource::Nofile, limit);
+    let limit = getrlimit(Resource::Nofile);
+    // macOS says that there is no limit, and grants OPEN_MAX at most (setrlimit(2), compatibility).
+    for current in [limit.maximum, Some(OPEN_MAX)] {
+        let is_more = current.unwrap_or(u64::MAX) > limit.current.unwrap_or(u64::MAX);
+        if is_more && setrlimit(Resource::Nofile, Rlimit { current, ..limit }).is_ok() {
+            return;
+        }
+    }
 }
+
+const OPEN_MAX: u64 = 10_240;
 
 /// Puts an error and its causes on one line, without the causes that a message already quotes.
 fn one_line(error: &anyhow::Error) -> String {

@@ -29,8 +29,14 @@ pub(crate) fn say(text: &str) -> Result<bool> {
 }
 
 /// Writes a line to standard error. Nobody may be there any more (a closed terminal), which must not end the command
-/// before it has cleaned up.
+/// before it has cleaned up. What others have a say in, such as names of files, gives a terminal no orders.
 pub(crate) fn note(line: &str) {
+    let shown = |letter: char| match letter {
+        '\n' | '\t' => letter,
+        _ if letter.is_control() => char::REPLACEMENT_CHARACTER,
+        _ => letter,
+    };
+    let line: String = line.chars().map(shown).collect();
     let _ = writeln!(io::stderr(), "{line}");
 }
 

@@ -132,7 +132,9 @@ fn read_notices(
             });
         }
         let Some(shared) = shared.upgrade() else {
-            return end(&reader);
+            // What is still to be written goes out, unless nobody reads it.
+            let _may_have_ended = reader.get_ref().set_write_timeout(Some(WRITE_WAIT));
+            return;
         };
         match Notice::decode(&frame) {
             Ok(notice) => {

@@ -44,7 +44,8 @@ pub(crate) struct CopyArgs {
     /// What carries the files' bytes: auto takes RDMA where both machines have it, then TCP over every cable they share.
     #[arg(long, value_enum, default_value_t = CopyTransportArg::Auto)]
     pub(crate) transport: CopyTransportArg,
-    /// Data connections over TCP, over several cables as many for each [default: one for each core, 4 at most].
+    /// Data connections over TCP in all; a few more where several cables are to have as many each [default: one for each core,
+    /// 4 at most].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
     pub(crate) connections: Option<u8>,
     /// Print one JSON object.

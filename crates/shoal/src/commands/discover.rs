@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use shoal_cluster::discover::{
     Cabling, Interface, Layout, Machine, MachineCommands, Over, Proposal, RdmaDevice, System,
     ThunderboltPort, Trap, apply, can_apply, dot, look, traps,
@@ -15,11 +16,27 @@ use crate::progress::{note, say};
 use crate::settings;
 
 pub(crate) fn discover(args: &DiscoverArgs) -> Result<()> {
+    find(args).or_else(|error| {
+        if args.json {
+            say(&format!("{}\n", json!({"error": format!("{error:#}")})))?;
+        }
+        Err(error)
+    })
+}
+
+fn find(args: &DiscoverArgs) -> Result<()> {
     if args.apply {
         can_apply()?;
     }
     let found = Found::by(args)?;
     if args.apply {
+        // Before anything is changed on the machine.
+        if let Some(path) = args.hostfile.as_ref().filter(|path| path.exists()) {
+            bail!(
+                "{} is there already; it is not written over",
+                path.display()
+            );
+        }
         let own = &found.proposal()?.commands[0].commands;
         apply(own, |command| note(&format!("running {command}")))?;
     }

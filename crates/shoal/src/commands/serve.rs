@@ -94,7 +94,7 @@ async fn serve_cell(
     );
     let (stop_http, http_stopped) = tokio::sync::oneshot::channel::<()>();
     let listener = TcpListener::from_std(listener)?;
-    let serving = tokio::spawn(shoal_server::serve(listener, router, async {
+    let mut serving = tokio::spawn(shoal_server::serve(listener, router, async {
         let _ = http_stopped.await;
     }));
 
@@ -108,9 +108,14 @@ async fn serve_cell(
         },
         _ = signals.any() => Err(anyhow!("interrupted before the cell was ready")),
     };
-    cell::stop(cell).await?;
     let _ = stop_http.send(());
-    serving.await?;
+    let served = tokio::select! {
+        served = &mut serving => served,
+        // Whoever asks twice does not wait for replies.
+        _ = signals.any() => Ok(()),
+    };
+    cell::stop(cell).await?;
+    served?;
     outcome
 }
 
