@@ -57,6 +57,12 @@ impl Cpu {
         // Counted before this thread is pinned, to one of them.
         let cores = machine::available_cores();
         let pinning = first_core.and_then(|first| affinity::Pinning::new(first, cores));
+        if first_core.is_some() && pinning.is_none() {
+            tracing::info!(
+                cores,
+                "threads are not pinned: under a quota, or on a system without that, it would not help"
+            );
+        }
         let pin = move |thread| {
             if let Some(pinning) = pinning
                 && let Err(error) = pinning.pin(thread)
@@ -66,9 +72,7 @@ impl Cpu {
         };
         pin(0);
         let crowded = threads > cores;
-        let pool = Pool::new(threads, crowded, move |thread| {
-            pin(thread);
-        });
+        let pool = Pool::new(threads, crowded, pin);
         Ok(Self {
             isa,
             token,

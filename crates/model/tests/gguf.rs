@@ -374,6 +374,18 @@ fn names_are_bounded_and_shown_on_one_line() {
 
 #[test]
 fn models_that_cannot_be_computed_are_refused() {
+    for (key, factor) in [("yarn_attn_factor", 2.0), ("yarn_ext_factor", 0.5)] {
+        let key = format!("llama.rope.scaling.{key}");
+        let edit = |file: &mut GgufWriter| {
+            file.text("llama.rope.scaling.type", "yarn");
+            file.float("llama.rope.scaling.factor", 4.0);
+            file.float(&key, factor);
+        };
+        let mut file = tiny().writer();
+        edit(&mut file);
+        let error = read(file.finish()).expect_err("refused");
+        assert!(error.contains("other than 1"), "{key}: {error}");
+    }
     spoilt(
         |file| file.text("general.architecture", "mamba"),
         &expect![[r#"architecture "mamba" is not supported; supported: llama"#]],

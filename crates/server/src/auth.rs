@@ -66,3 +66,29 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 const BEARER: &[u8] = b"bearer ";
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_taken_byte_by_byte_and_its_scheme_in_any_case() {
+        let key = ApiKey::new("schlüssel");
+        let opens = |value: &str| {
+            let mut headers = HeaderMap::new();
+            let value = HeaderValue::from_bytes(value.as_bytes()).expect("a header's bytes");
+            headers.insert(header::AUTHORIZATION, value);
+            bearer(&headers).map(|candidate| key.matches(candidate))
+        };
+        assert_eq!(opens("Bearer schlüssel"), Some(true));
+        assert_eq!(opens("bEARER   schlüssel "), Some(true));
+        for wrong in ["Bearer schlussel", "Bearer schlüssel2", "Bearer "] {
+            assert_eq!(opens(wrong), Some(false), "{wrong}");
+        }
+        for none in ["", "Basic schlüssel", "schlüssel"] {
+            assert_eq!(opens(none), None, "{none}");
+        }
+    }
+}

@@ -52,7 +52,7 @@ const TILE_MAX: usize = 8;
 /// Positions whose softmax is computed for itself before it is merged with that of the positions before. Always the same
 /// ones, so that a result does not depend on who computes which part.
 const PART_TOKENS: usize = 512;
-/// With fewer tiles than this threads would not end at about the same time.
+/// With fewer for each thread, they would not end at about the same time.
 const TILES_PER_THREAD: usize = 2;
 
 /// Everything about one call; shapes were checked by the caller.

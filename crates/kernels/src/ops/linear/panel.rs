@@ -1,8 +1,8 @@
 //! Integer products: panels of quantised rows with tiles of tokens.
 //!
 //! A panel is read once for all tokens; within it, each tile of tokens goes through all blocks with its sums in
-//! registers. It is read from its first byte to its last, which processors foresee: to ask for what comes made it slower. One instruction multiplies four weights of each lane's row with four activations, and nothing is summed
-//! across lanes. Every output is summed in the order of its columns whatever the tile, so that a token's outputs do not
+//! registers. It is read from its first byte to its last, which processors foresee: to ask for what comes made it slower.
+//! One instruction multiplies four weights of each lane's row with four activations, and nothing is summed across lanes. Every output is summed in the order of its columns whatever the tile, so that a token's outputs do not
 //! depend on which other tokens are computed with it, nor on the instruction set.
 
 use std::ops::Range;
@@ -135,6 +135,7 @@ impl<F: Format> Panel<'_, F> {
                 offset,
             };
             if F::UNROLLED {
+                debug_assert_eq!(chunks, 8, "what is unrolled has eight chunks");
                 block.add(s, 0, &mut sums);
                 block.add(s, 1, &mut sums);
                 block.add(s, 2, &mut sums);
