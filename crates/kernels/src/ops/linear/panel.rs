@@ -1,8 +1,9 @@
 //! Integer products: panels of quantised rows with tiles of tokens.
 //!
 //! A panel is read once for all tokens; within it, each tile of tokens goes through all blocks with its sums in
-//! registers. It is read from its first byte to its last, which processors foresee: to ask for what comes made it slower.
-//! One instruction multiplies four weights of each lane's row with four activations, and nothing is summed across lanes. Every output is summed in the order of its columns whatever the tile, so that a token's outputs do not
+//! registers. It is read from its first byte to its last, which processors foresee: for few tokens, to ask for what comes
+//! makes it slower. One instruction multiplies four weights of each lane's row with four activations, and nothing is summed
+//! across lanes. Every output is summed in the order of its columns whatever the tile, so that a token's outputs do not
 //! depend on which other tokens are computed with it, nor on the instruction set.
 
 use std::ops::Range;
@@ -15,6 +16,11 @@ use super::{Columns, Rows};
 
 /// Most tokens that are multiplied with a panel at a time.
 pub(crate) const TILE: usize = 8;
+
+/// From so many tokens on, weights are asked for: their arithmetic leaves too little under way otherwise.
+const ASKED_FOR_TOKENS_MIN: usize = 4;
+const AHEAD_BYTES: usize = 4096;
+const CACHE_LINE_BYTES: usize = 64;
 
 /// Computes `rows`, which start with a panel, for all tokens.
 #[inline(always)]
@@ -114,7 +120,14 @@ impl<F: Format> Panel<'_, F> {
             .quants
             .chunks_exact(W * chunks)
             .zip(tile.sides.chunks_exact(W * chunks));
+        let is_asked_for = W >= ASKED_FOR_TOKENS_MIN && tile.first + offset + lane == 0;
         for (record, (quants, sides)) in records.zip(blocks) {
+            if is_asked_for {
+                let ahead = record.as_ptr().wrapping_add(AHEAD_BYTES);
+                for line in (0..record.len()).step_by(CACHE_LINE_BYTES) {
+                    s.prefetch(ahead.wrapping_add(line));
+                }
+            }
             let mut lanes = [Lanes {
                 record,
                 first: lane,
