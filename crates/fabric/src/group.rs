@@ -14,9 +14,10 @@ use crate::frame::{Abort, Kind};
 use crate::link::{Links, Transport};
 use crate::memory;
 use crate::pace::Pace;
+use crate::pages::Pages;
 use crate::rank::{Rank, WORLD_MAX};
 use crate::reduce::{self, Element, Reduce};
-use crate::region::{Pages, Region};
+use crate::region::Region;
 use crate::transfer::check_length;
 use crate::wire::Wire;
 

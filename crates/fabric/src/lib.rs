@@ -62,6 +62,7 @@ mod memory;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 mod pace;
+mod pages;
 mod ports;
 mod rank;
 mod reduce;

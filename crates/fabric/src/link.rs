@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::region::Pages;
+use crate::pages::Pages;
 
 /// The links of one rank to all of its peers: one ordered, reliable stream of bytes each way to each.
 ///

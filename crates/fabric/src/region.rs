@@ -1,11 +1,9 @@
 //! Memory that a group lends for values that it is to reduce or to send.
 
-use std::io;
 use std::ops::{Deref, DerefMut};
-use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use crate::pages::Pages;
 
 /// Values in memory that a group has [lent](crate::Group::region), zero at first.
 pub struct Region {
@@ -16,7 +14,7 @@ pub struct Region {
 impl Region {
     /// Takes all of `pages`, which nobody else may read or write but devices that send from them.
     pub(crate) fn new(pages: Arc<Pages>) -> Self {
-        let len = pages.bytes / size_of::<f32>();
+        let len = pages.bytes() / size_of::<f32>();
         Self { pages, len }
     }
 }
@@ -26,7 +24,7 @@ impl Deref for Region {
 
     fn deref(&self) -> &[f32] {
         // SAFETY: the pages hold `len` values, any bytes are some, and only through `self` are they written.
-        unsafe { std::slice::from_raw_parts(self.pages.start.as_ptr().cast(), self.len) }
+        unsafe { std::slice::from_raw_parts(self.pages.start().as_ptr().cast(), self.len) }
     }
 }
 
@@ -34,57 +32,13 @@ impl DerefMut for Region {
     fn deref_mut(&mut self) -> &mut [f32] {
         // SAFETY: as above; whoever else holds the pages only has them read by a device, and a collective does not return
         // before that is over, unless it fails, and then nobody wants what was sent.
-        unsafe { std::slice::from_raw_parts_mut(self.pages.start.as_ptr().cast(), self.len) }
-    }
-}
-
-/// Pages of this process's memory, zero at first; given back when the last who holds them is gone.
-pub(crate) struct Pages {
-    start: NonNull<u8>,
-    bytes: usize,
-}
-
-// SAFETY: the memory belongs to this value, which itself neither reads nor writes it.
-unsafe impl Send for Pages {}
-// SAFETY: as above.
-unsafe impl Sync for Pages {}
-
-impl Pages {
-    /// Takes room for `bytes`.
-    pub(crate) fn new(bytes: usize) -> io::Result<Self> {
-        let access = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: the system chooses a free place, so nothing that exists is affected.
-        let start =
-            unsafe { mmap_anonymous(ptr::null_mut(), bytes.max(1), access, MapFlags::PRIVATE) }?;
-        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { start, bytes })
-    }
-
-    pub(crate) fn start(&self) -> NonNull<u8> {
-        self.start
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// Whether all of `part` lies in these pages.
-    pub(crate) fn hold(&self, part: &[u8]) -> bool {
-        let (start, part) = (self.start.as_ptr().cast_const(), part.as_ptr_range());
-        start <= part.start && part.end <= start.wrapping_add(self.bytes)
-    }
-}
-
-impl Drop for Pages {
-    fn drop(&mut self) {
-        // SAFETY: `new` made this mapping, with this length, and whoever uses it holds `self`.
-        let _cannot_fail = unsafe { munmap(self.start.as_ptr().cast(), self.bytes.max(1)) };
+        unsafe { std::slice::from_raw_parts_mut(self.pages.start().as_ptr().cast(), self.len) }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::IoSlice;
+    use std::io::{self, IoSlice};
     use std::thread;
     use std::time::Duration;
 

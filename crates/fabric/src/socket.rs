@@ -12,7 +12,7 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::ground::Road;
 use crate::link::{Interest, Links, Transport};
-use crate::region::Pages;
+use crate::pages::Pages;
 use crate::schedule::Schedule;
 use crate::shared::SharedLink;
 use crate::stripe::StripedLink;

@@ -1,9 +1,9 @@
 //! The layout of quantised weights in memory: panels of [`PANEL_ROWS`] rows, side by side.
 //!
 //! A panel has one record for each block of a row. It takes as many bytes as the blocks of the rows do and holds just
-//! those, unit by unit: the first unit of every row, the second of every row, and so on, where a unit is a half-precision
-//! float or four bytes of anything else, in the order of [`Format::source`]. So one load brings the same four weights of each of a vector's lanes, each lane
-//! sums a row of its own, and weights are read in one stream.
+//! those, unit by unit: the first unit of every row, the second of every row, and so on, where a unit is a
+//! half-precision float or four bytes of anything else, in the order of [`Format::source`]. So one load brings the same
+//! four weights of each of a vector's lanes, each lane sums a row of its own, and weights are read in one stream.
 
 use crate::formats::{CHUNK, Format, Layout, PANEL_ROWS, Shape, gather, spread, with_format};
 use crate::pool::Pool;

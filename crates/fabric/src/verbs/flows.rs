@@ -12,7 +12,7 @@ use super::endpoint::{Kind, SLOT_BYTES};
 use super::flow::Flow;
 use super::message::HEADER_BYTES;
 use crate::link::Transport;
-use crate::region::Pages;
+use crate::pages::Pages;
 use crate::schedule::{Schedule, TOO_SLOW, weights};
 
 /// The flows between two ranks, each of a device of its own.

@@ -16,7 +16,7 @@ use tracing::debug;
 
 use super::flows::Flows;
 use crate::link::Interest;
-use crate::region::Pages;
+use crate::pages::Pages;
 use crate::socket::{poll_for, unless_blocked};
 
 /// A link whose bytes go over RDMA.

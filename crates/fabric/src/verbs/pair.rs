@@ -13,7 +13,7 @@ use super::endpoint::{Endpoint, Kind, QUEUE_FRAMES, SLOT_BYTES, SLOTS};
 use super::library::{check, made};
 use super::registration::{Domain, Registration};
 use super::slots::Slots;
-use crate::region::Pages;
+use crate::pages::Pages;
 
 /// A queue pair with the memory that its requests name.
 ///

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::abi;
 use super::device::Device;
 use super::library::{check, made};
-use crate::region::Pages;
+use crate::pages::Pages;
 
 /// What belongs together on a device: regions and queue pairs of one domain may be used with each other.
 pub(crate) struct Domain {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::abi;
 use super::registration::{Domain, Registration};
-use crate::region::Pages;
+use crate::pages::Pages;
 
 /// Registered memory in slots of one size.
 pub(crate) struct Slots {
