@@ -1,6 +1,6 @@
-//! AVX-512 with the tiles of AMX: 8-bit products of 16 rows with up to 16 tokens in one instruction.
+//! AVX-512 with the tiles of AMX: bfloat16 products of 16 rows with 16 tokens in one instruction.
 //!
-//! Rust has no stable intrinsics for AMX, so these are five instructions in assembly. The state of the tiles is 8 KiB
+//! Rust has no stable intrinsics for AMX, so these are a few instructions in assembly. The state of the tiles is 8 KiB
 //! that the kernel keeps for each thread; it wants to be asked first, and it and the processor pay nothing for a thread
 //! whose tiles are released.
 
@@ -11,11 +11,11 @@ use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use super::avx512::Avx512;
-use super::tiles::{Line, Shape, TILE_ROWS, TOKEN_BYTES, TileUnit, Tiles, define};
+use super::tiles::{Square, Sums, TILE_ROWS, Tile, TileUnit, Tiles, define};
 use super::{Operation, TiledOperation, WithTiles};
 use crate::isa::AmxRefusal;
 
-/// Proof that the processor has AVX-512 and AMX with 8-bit products, and that this process may use them.
+/// Proof that the processor has AVX-512 and AMX with bfloat16 products, and that this process may use them.
 #[derive(Clone, Copy)]
 pub(crate) struct Amx {
     simd: Avx512,
@@ -69,10 +69,10 @@ fn check() -> &'static Result<Unit, AmxRefusal> {
 }
 
 fn has_instructions() -> bool {
-    const TILE_AND_INT8: u32 = 1 << 24 | 1 << 25;
+    const TILE_AND_BF16: u32 = 1 << 24 | 1 << 22;
     crate::Isa::Avx512.is_available()
         && __cpuid_count(0, 0).eax >= 7
-        && __cpuid_count(7, 0).edx & TILE_AND_INT8 == TILE_AND_INT8
+        && __cpuid_count(7, 0).edx & TILE_AND_BF16 == TILE_AND_BF16
 }
 
 /// Asks the kernel for the tiles, for all threads of this process.
@@ -101,38 +101,26 @@ fn permit() -> Result<Unit, AmxRefusal> {
     Err(AmxRefusal::Kernel)
 }
 
-/// Multiplies codes of all kinds in every shape the products use; some 50,000 multiplications.
+/// Multiplies numbers of all sizes; some 65,000 multiplications.
 fn agrees_with_definition(unit: Unit) -> bool {
     let mut state = 1_u32;
-    let mut code = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24) as u8
+    let mut tile = || {
+        let mut tile = Tile::ZERO;
+        tile.0.as_flattened_mut().fill_with(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            // Any sign and mantissa, and exponents around that of 1.
+            (state >> 16) as u16 & 0x81ff | 0x3c00
+        });
+        tile
     };
-    let mut activations = [0_i8; TILE_ROWS * TOKEN_BYTES];
-    activations.fill_with(|| code() as i8);
-    let mut weights = [Line::ZERO; 8];
-    weights.as_mut_slice().fill_with(|| {
-        let mut line = Line::ZERO;
-        line.0.fill_with(&mut code);
-        line
-    });
-    let mut tiles = unit.tiles(Shape {
-        tokens: 1,
-        groups: 8,
-    });
-    for groups in [4, 8] {
-        for tokens in [1, 2, 4, 8, 16] {
-            let shape = Shape { tokens, groups };
-            let [mut sums, mut expected] = [[Line([0xaa; 64]); TILE_ROWS]; 2];
-            tiles.reshape(shape);
-            tiles.multiply(&activations, &weights, &mut sums);
-            define(shape, &activations, &weights, &mut expected);
-            if sums.map(|line| line.0) != expected.map(|line| line.0) {
-                return false;
-            }
-        }
-    }
-    true
+    let mut operands = || [0; 2].map(|_| [tile(), tile()]);
+    let (activations, weights) = (operands(), operands());
+    let [mut sums, mut expected] = [[[Sums([[f32::NAN; TILE_ROWS]; TILE_ROWS]); 2]; 2]; 2];
+    unit.tiles().multiply(&activations, &weights, &mut sums);
+    define(&activations, &weights, &mut expected);
+    let bits =
+        |square: &Square| square.map(|row| row.map(|sums| sums.0.map(|row| row.map(f32::to_bits))));
+    bits(&sums) == bits(&expected)
 }
 
 /// Proof that there are tiles this process may use.
@@ -144,20 +132,31 @@ impl TileUnit for Unit {
 
     /// # Panics
     /// If this thread has others: there is one configuration a thread.
-    fn tiles(self, shape: Shape) -> AmxTiles {
+    fn tiles(self) -> AmxTiles {
         assert!(!TAKEN.replace(true), "the tiles of this thread are taken");
-        let mut tiles = AmxTiles {
-            shape,
-            thread: PhantomData,
+        let config = Config {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+            rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
         };
-        tiles.configure();
-        tiles
+        // SAFETY: a `Unit` proves that the instruction is there and permitted; it reads the 64 bytes of `config`, which gives each
+        // of the eight tiles what palette 1 has.
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) &raw const config,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(readonly, nostack, preserves_flags));
+        }
+        AmxTiles {
+            thread: PhantomData,
+        }
     }
 }
 
-/// The tiles of this thread; 0 holds sums, 1 activations and 2 weights.
+/// The tiles of this thread.
 pub(crate) struct AmxTiles {
-    shape: Shape,
     /// Tiles belong to the thread that configured them.
     thread: PhantomData<*const ()>,
 }
@@ -168,7 +167,6 @@ thread_local! {
 }
 
 /// What `ldtilecfg` reads.
-#[derive(Default)]
 #[repr(C, align(64))]
 struct Config {
     palette: u8,
@@ -178,59 +176,44 @@ struct Config {
     rows: [u8; 16],
 }
 
-impl AmxTiles {
-    fn configure(&mut self) {
-        let Shape { tokens, groups } = self.shape;
-        assert!((1..=TILE_ROWS).contains(&tokens) && (1..=8).contains(&groups));
-        let mut config = Config {
-            palette: 1,
-            ..Config::default()
-        };
-        let tiles = [(tokens, 64), (tokens, 4 * groups), (groups, 64)];
-        for (tile, (rows, row_bytes)) in tiles.into_iter().enumerate() {
-            config.rows[tile] = rows as u8;
-            config.row_bytes[tile] = row_bytes as u16;
-        }
-        // SAFETY: only `Unit` makes these values, so the instruction is there and permitted; it reads the 64 bytes of
-        // `config`, and rows and bytes are within those of palette 1, as just asserted.
-        unsafe {
-            asm!("ldtilecfg [{}]", in(reg) &raw const config,
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(readonly, nostack, preserves_flags));
-        }
-    }
-}
-
 impl Tiles for AmxTiles {
-    fn reshape(&mut self, shape: Shape) {
-        if shape != self.shape {
-            self.shape = shape;
-            self.configure();
-        }
-    }
-
     #[inline(always)]
-    fn multiply(&mut self, activations: &[i8], weights: &[Line], sums: &mut [Line]) {
-        let Shape { tokens, groups } = self.shape;
-        assert!(activations.len() >= (tokens - 1) * TOKEN_BYTES + 4 * groups);
-        assert!(weights.len() >= groups && sums.len() >= tokens);
-        // SAFETY: the tiles of this thread are configured for `shape`, for which there are enough activations, weights
-        // and sums, as just asserted. Nothing else uses tiles, so no tile is read before it is written here.
+    fn multiply(&mut self, activations: &[[Tile; 2]], weights: &[[Tile; 2]], sums: &mut Square) {
+        assert!(activations.len() == weights.len() && !weights.is_empty());
+        // SAFETY: the tiles of this thread are configured, whole, as whoever holds this value has seen to. They are loaded from
+        // tiles in memory, two of each operand a step for as many steps as there are, at least one, and stored to the four of
+        // `sums`; nothing else uses tiles, so none is read before it is written here.
         unsafe {
             asm!(
                 "tilezero tmm0",
-                "tileloadd tmm1, [{activations} + {token_bytes}]",
-                "tileloadd tmm2, [{weights} + {line_bytes}]",
-                "tdpbsud tmm0, tmm1, tmm2",
-                "tilestored [{sums} + {line_bytes}], tmm0",
-                activations = in(reg) activations.as_ptr(),
-                token_bytes = in(reg) TOKEN_BYTES,
-                weights = in(reg) weights.as_ptr(),
-                line_bytes = in(reg) size_of::<Line>(),
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "2:",
+                "tileloadd tmm4, [{activations} + {row}]",
+                "tileloadd tmm6, [{weights} + {row}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{weights} + {row} + 1024]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{activations} + {row} + 1024]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {activations}, 2048",
+                "add {weights}, 2048",
+                "dec {steps}",
+                "jnz 2b",
+                "tilestored [{sums} + {row}], tmm0",
+                "tilestored [{sums} + {row} + 1024], tmm1",
+                "tilestored [{sums} + {row} + 2048], tmm2",
+                "tilestored [{sums} + {row} + 3072], tmm3",
+                activations = inout(reg) activations.as_ptr() => _,
+                weights = inout(reg) weights.as_ptr() => _,
+                steps = inout(reg) weights.len() => _,
                 sums = in(reg) sums.as_mut_ptr(),
-                out("tmm0") _, out("tmm1") _, out("tmm2") _,
-                options(nostack, preserves_flags),
+                row = in(reg) 64_usize,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
             );
         }
     }

@@ -168,8 +168,8 @@ impl<D: Dot> Simd for Avx2<D> {
     }
 
     #[inline(always)]
-    fn store_bytes(self, x: __m256i, to: &mut [u8]) {
-        assert!(to.len() >= 32);
+    fn store_halves(self, x: __m256i, to: &mut [u16]) {
+        assert!(to.len() >= 16);
         // SAFETY: `self` proves the features, and there is room for 32 bytes.
         unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), x) }
     }
@@ -213,6 +213,7 @@ impl<D: Dot> Simd for Avx2<D> {
             _mm256_set1_epi32(i32::from_ne_bytes(bytes.map(|b| b as u8)))
         }
         fn to_f32(self, x: __m256i) -> __m256 { _mm256_cvtepi32_ps(x) }
+        fn bits(self, x: __m256) -> __m256i { _mm256_castps_si256(x) }
         fn add_i32(self, a: __m256i, b: __m256i) -> __m256i { _mm256_add_epi32(a, b) }
         fn and(self, x: __m256i, mask: u32) -> __m256i {
             _mm256_and_si256(x, _mm256_set1_epi32(mask as i32))

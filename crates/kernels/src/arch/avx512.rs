@@ -100,8 +100,8 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn store_bytes(self, x: __m512i, to: &mut [u8]) {
-        assert!(to.len() >= 64);
+    fn store_halves(self, x: __m512i, to: &mut [u16]) {
+        assert!(to.len() >= 32);
         // SAFETY: `self` proves the features, and there is room for 64 bytes.
         unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), x) }
     }
@@ -134,6 +134,7 @@ impl Simd for Avx512 {
             _mm512_dpbusd_epi32(sum, weights, activations)
         }
         fn to_f32(self, x: __m512i) -> __m512 { _mm512_cvtepi32_ps(x) }
+        fn bits(self, x: __m512) -> __m512i { _mm512_castps_si512(x) }
         fn add_i32(self, a: __m512i, b: __m512i) -> __m512i { _mm512_add_epi32(a, b) }
         fn and(self, x: __m512i, mask: u32) -> __m512i {
             _mm512_and_si512(x, _mm512_set1_epi32(mask as i32))

@@ -109,9 +109,9 @@ pub(crate) trait Simd: Copy {
     fn splat_i32(self, x: i32) -> Self::I32;
     /// Loads `4 * LANES` bytes.
     fn load_bytes(self, from: &[u8]) -> Self::I32;
-    /// Stores `4 * LANES` bytes.
+    /// Stores the low, then the high half of each lane: `2 * LANES` numbers.
     #[cfg_attr(not(any(target_arch = "x86_64", test)), allow(dead_code))]
-    fn store_bytes(self, x: Self::I32, to: &mut [u8]);
+    fn store_halves(self, x: Self::I32, to: &mut [u16]);
     /// The same four bytes in every lane.
     fn splat_bytes(self, bytes: [i8; 4]) -> Self::I32;
     /// Adds to each lane the product sum of its four unsigned weights and four signed activations.
@@ -124,6 +124,9 @@ pub(crate) trait Simd: Copy {
         wide: bool,
     ) -> Self::I32;
     fn to_f32(self, x: Self::I32) -> Self::F32;
+    /// The bits of each float.
+    #[cfg_attr(not(any(target_arch = "x86_64", test)), allow(dead_code))]
+    fn bits(self, x: Self::F32) -> Self::I32;
     /// Adds integers, wrapping.
     #[cfg_attr(not(any(target_arch = "x86_64", test)), allow(dead_code))]
     fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;

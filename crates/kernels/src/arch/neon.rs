@@ -222,10 +222,10 @@ impl<D: Dot> Simd for Neon<D> {
     }
 
     #[inline(always)]
-    fn store_bytes(self, x: uint32x4_t, to: &mut [u8]) {
-        assert!(to.len() >= 16);
+    fn store_halves(self, x: uint32x4_t, to: &mut [u16]) {
+        assert!(to.len() >= 8);
         // SAFETY: `self` proves NEON, and there is room for 16 bytes.
-        unsafe { vst1q_u8(to.as_mut_ptr(), vreinterpretq_u8_u32(x)) }
+        unsafe { vst1q_u16(to.as_mut_ptr(), vreinterpretq_u16_u32(x)) }
     }
 
     #[inline(always)]
@@ -269,6 +269,7 @@ impl<D: Dot> Simd for Neon<D> {
             vreinterpretq_u32_s32(D::mixed(vreinterpretq_s32_u32(sum), w, y, wide))
         }
         fn to_f32(self, x: uint32x4_t) -> float32x4_t { vcvtq_f32_s32(vreinterpretq_s32_u32(x)) }
+        fn bits(self, x: float32x4_t) -> uint32x4_t { vreinterpretq_u32_f32(x) }
         fn and(self, x: uint32x4_t, mask: u32) -> uint32x4_t { vandq_u32(x, vdupq_n_u32(mask)) }
         fn add_i32(self, a: uint32x4_t, b: uint32x4_t) -> uint32x4_t { vaddq_u32(a, b) }
         fn or(self, a: uint32x4_t, b: uint32x4_t) -> uint32x4_t { vorrq_u32(a, b) }

@@ -131,8 +131,8 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn store_bytes(self, x: Self::I32, to: &mut [u8]) {
-        to[..4 * LANES].copy_from_slice(x.map(u32::to_le_bytes).as_flattened());
+    fn store_halves(self, x: Self::I32, to: &mut [u16]) {
+        to[..2 * LANES].copy_from_slice(x.map(|x| [x as u16, (x >> 16) as u16]).as_flattened());
     }
 
     #[inline(always)]
@@ -163,6 +163,11 @@ impl Simd for Scalar {
     #[inline(always)]
     fn to_f32(self, x: Self::I32) -> Self::F32 {
         lanes(|i| x[i] as i32 as f32)
+    }
+
+    #[inline(always)]
+    fn bits(self, x: Self::F32) -> Self::I32 {
+        x.map(f32::to_bits)
     }
 
     #[inline(always)]

@@ -101,9 +101,9 @@ impl Operation for Bits<'_> {
         ];
         let mut out = [0.0; 8];
         for (lanes, out) in lanes.into_iter().zip(&mut out) {
-            let mut bytes = [0; 64];
-            s.store_bytes(lanes, &mut bytes);
-            let lanes = s.load_bytes(&bytes);
+            let mut halves = [0; 32];
+            s.store_halves(lanes, &mut halves);
+            let lanes = s.load_bytes(halves.map(u16::to_le_bytes).as_flattened());
             *out = s.largest(s.to_f32(lanes));
         }
         out

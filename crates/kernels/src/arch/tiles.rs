@@ -1,68 +1,100 @@
-//! Products of whole tiles of bytes, over which the products of many tokens are written ([`crate::ops::linear`]).
+//! Products of tiles of bfloat16, over which the products of many tokens are written ([`crate::ops::linear`]).
 //!
 //! One operation is all there is, so that a processor's tiles are a few instructions and [`define`] says in plain Rust
 //! what they compute. Tests run the products over that definition on every machine; a processor's tiles are compared
 //! with it before they are used.
 
-/// Most tokens of a tile, and the weight rows of every tile.
+/// Rows of a tile; also the floats of a row of sums, and the pairs of a row of operands.
 pub(crate) const TILE_ROWS: usize = 16;
 
-/// From one token's activations to the next token's.
-pub(crate) const TOKEN_BYTES: usize = 32;
+/// Columns that one step multiplies.
+pub(crate) const STEP_COLS: usize = 2 * TILE_ROWS;
 
-/// A row of a tile in memory: 16 groups of four weights, or 16 sums.
+/// Operands of a step, as the bits of bfloat16.
+///
+/// Of activations, row `t` is a token and holds columns `0..32`. Of weights, row `k` holds columns `2k` and `2k + 1` of weight row 0,
+/// then of weight row 1, and so on.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(crate) struct Line(pub(crate) [u8; 64]);
+pub(crate) struct Tile(pub(crate) [[u16; STEP_COLS]; TILE_ROWS]);
 
-impl Line {
-    pub(crate) const ZERO: Self = Self([0; 64]);
+impl Tile {
+    pub(crate) const ZERO: Self = Self([[0; STEP_COLS]; TILE_ROWS]);
 }
 
-/// What a tile product multiplies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Shape {
-    /// Tokens, `1..=TILE_ROWS`.
-    pub(crate) tokens: usize,
-    /// Groups of four activations of each token, `1..=8`.
-    pub(crate) groups: usize,
+/// Sums of 16 tokens, each with 16 weight rows.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Sums(pub(crate) [[f32; TILE_ROWS]; TILE_ROWS]);
+
+impl Sums {
+    pub(crate) const ZERO: Self = Self([[0.0; TILE_ROWS]; TILE_ROWS]);
 }
+
+/// What two tiles of tokens give with two of weight rows: each operand is loaded once for two products, and four sums under way
+/// hide the time of one.
+pub(crate) type Square = [[Sums; 2]; 2];
 
 /// Something that has tiles, as a value that proves it.
 pub(crate) trait TileUnit: Copy {
     /// Its tiles, which a thread holds while it uses them and gives back when they are dropped.
     type Tiles: Tiles;
     /// Takes the tiles of this thread.
-    fn tiles(self, shape: Shape) -> Self::Tiles;
+    fn tiles(self) -> Self::Tiles;
 }
 
 /// The tiles of a thread.
 pub(crate) trait Tiles {
-    /// Makes ready for products of another shape.
-    fn reshape(&mut self, shape: Shape);
-    /// Sets 32-bit sum `r` of `sums[t]` to `Σ activations[t × TOKEN_BYTES + 4g + i] × weights[g][4r + i]`, for unsigned
-    /// weights and signed activations.
+    /// Sets `sums[t][w]` to the sum over all steps of `activations[step][t] × weights[step][w]`, rounded as [`define`] rounds.
     ///
     /// # Panics
-    /// If there is less of anything than the shape says.
-    fn multiply(&mut self, activations: &[i8], weights: &[Line], sums: &mut [Line]);
+    /// If there are not as many steps of both.
+    fn multiply(&mut self, activations: &[[Tile; 2]], weights: &[[Tile; 2]], sums: &mut Square);
 }
 
-/// The definition of [`Tiles::multiply`].
-pub(crate) fn define(shape: Shape, activations: &[i8], weights: &[Line], sums: &mut [Line]) {
-    for (t, line) in sums[..shape.tokens].iter_mut().enumerate() {
-        let activations = activations[t * TOKEN_BYTES..][..4 * shape.groups]
-            .as_chunks::<4>()
-            .0;
-        for (r, to) in line.0.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            let mut sum = 0;
-            for (four, line) in activations.iter().zip(&weights[..shape.groups]) {
-                for (&y, &w) in four.iter().zip(&line.0[4 * r..]) {
-                    sum += i32::from(y) * i32::from(w);
+/// The definition of [`Tiles::multiply`]: that of the instruction `TDPBF16PS` in Intel's manual, step by step.
+#[inline(always)]
+pub(crate) fn define(activations: &[[Tile; 2]], weights: &[[Tile; 2]], sums: &mut Square) {
+    assert_eq!(activations.len(), weights.len());
+    for (t, sums) in sums.iter_mut().enumerate() {
+        for (w, sums) in sums.iter_mut().enumerate() {
+            *sums = Sums::ZERO;
+            for (activations, weights) in activations.iter().zip(weights) {
+                for (sums, activations) in sums.0.iter_mut().zip(&activations[t].0) {
+                    add_products(activations, &weights[w], sums);
                 }
             }
-            *to = sum.to_le_bytes();
         }
+    }
+}
+
+/// Even and odd columns are summed apart, then together, then with what was there. Numbers below the smallest normal one are 0.
+#[inline(always)]
+fn add_products(activations: &[u16; STEP_COLS], weights: &Tile, sums: &mut [f32; TILE_ROWS]) {
+    let mut parts = [[0.0_f32; TILE_ROWS]; 2];
+    for (activations, weights) in activations.as_chunks::<2>().0.iter().zip(&weights.0) {
+        for (r, weights) in weights.as_chunks::<2>().0.iter().enumerate() {
+            for i in 0..2 {
+                parts[i][r] = normal(widen(activations[i]).mul_add(widen(weights[i]), parts[i][r]));
+            }
+        }
+    }
+    for (r, sum) in sums.iter_mut().enumerate() {
+        *sum = normal(*sum + normal(parts[0][r] + parts[1][r]));
+    }
+}
+
+#[inline(always)]
+fn widen(bits: u16) -> f32 {
+    normal(f32::from_bits(u32::from(bits) << 16))
+}
+
+#[inline(always)]
+fn normal(x: f32) -> f32 {
+    if x.abs() < f32::MIN_POSITIVE {
+        0.0_f32.copysign(x)
+    } else {
+        x
     }
 }
 
@@ -71,29 +103,19 @@ pub(crate) fn define(shape: Shape, activations: &[i8], weights: &[Line], sums: &
 #[derive(Clone, Copy)]
 pub(crate) struct Model;
 
-/// Tiles that compute by the definition and refuse a shape that no processor has.
-#[cfg(test)]
-pub(crate) struct ModelTiles(Shape);
-
 #[cfg(test)]
 impl TileUnit for Model {
-    type Tiles = ModelTiles;
+    type Tiles = Self;
 
-    fn tiles(self, shape: Shape) -> ModelTiles {
-        let mut tiles = ModelTiles(shape);
-        tiles.reshape(shape);
-        tiles
+    fn tiles(self) -> Self {
+        self
     }
 }
 
 #[cfg(test)]
-impl Tiles for ModelTiles {
-    fn reshape(&mut self, shape: Shape) {
-        assert!((1..=TILE_ROWS).contains(&shape.tokens) && (1..=8).contains(&shape.groups));
-        self.0 = shape;
-    }
-
-    fn multiply(&mut self, activations: &[i8], weights: &[Line], sums: &mut [Line]) {
-        define(self.0, activations, weights, sums);
+impl Tiles for Model {
+    #[inline(always)]
+    fn multiply(&mut self, activations: &[[Tile; 2]], weights: &[[Tile; 2]], sums: &mut Square) {
+        define(activations, weights, sums);
     }
 }

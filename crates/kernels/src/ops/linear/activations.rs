@@ -2,25 +2,7 @@ use crate::arch::{Operation, Simd};
 use crate::formats::CHUNK;
 use crate::pool::Pool;
 
-/// How the integers of the tokens of a tile lie in each block.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum Layout {
-    /// For `k` in `0..8`, each token's integers `4k..4k + 4`, as [`super::panel`] reads them.
-    #[default]
-    Groups,
-    /// All 32 integers of each token, as [`super::tiled`] reads them.
-    Tokens,
-}
-
-impl Layout {
-    /// Returns the most tokens of a tile.
-    fn tile(self) -> usize {
-        match self {
-            Self::Groups => super::panel::TILE,
-            Self::Tokens => super::tiled::TILE,
-        }
-    }
-}
+use super::panel::TILE;
 
 /// Activations as 8-bit integers, one `f32` scale for each block of 32: `x ≈ scale × q`.
 ///
@@ -31,7 +13,6 @@ impl Layout {
 /// Tokens come in tiles; the last is as wide as the next power of two, and its missing tokens are zero.
 #[derive(Default)]
 pub(crate) struct Activations {
-    layout: Layout,
     blocks: usize,
     quants: Vec<[i8; CHUNK]>,
     sides: Vec<Side>,
@@ -56,13 +37,10 @@ impl Activations {
         isa: crate::arch::Token,
         x: &[f32],
         cols: usize,
-        layout: Layout,
     ) {
-        self.layout = layout;
-        let width = layout.tile();
         self.blocks = cols / CHUNK;
         let tokens = x.len() / cols;
-        let rest = tokens % width;
+        let rest = tokens % TILE;
         let widths = tokens - rest
             + if rest == 0 {
                 0
@@ -72,16 +50,15 @@ impl Activations {
         self.quants.resize(widths * self.blocks, [0; CHUNK]);
         self.sides.resize(widths * self.blocks, Side::default());
         let sides = crate::pool::SharedSlice::new(&mut self.sides);
-        let tile_blocks = width * self.blocks;
+        let tile_blocks = TILE * self.blocks;
         pool.for_each_chunk(&mut self.quants, tile_blocks, |_, i, quants| {
             let start = i * tile_blocks;
             // SAFETY: the pool runs each tile once, and tiles do not overlap.
             let sides = unsafe { sides.slice(start..start + quants.len()) };
-            let x = &x[i * width * cols..x.len().min((i + 1) * width * cols)];
+            let x = &x[i * TILE * cols..x.len().min((i + 1) * TILE * cols)];
             isa.run(QuantizeTile {
                 x,
                 cols,
-                layout,
                 quants,
                 sides,
             });
@@ -89,15 +66,12 @@ impl Activations {
     }
 
     pub(crate) fn tiles(&self) -> usize {
-        self.quants.len().div_ceil(self.layout.tile() * self.blocks)
+        self.quants.len().div_ceil(TILE * self.blocks)
     }
 
     pub(crate) fn tile(&self, i: usize) -> Tile<'_> {
-        let first = i * self.layout.tile();
-        let width = self
-            .layout
-            .tile()
-            .min(self.quants.len() / self.blocks - first);
+        let first = i * TILE;
+        let width = TILE.min(self.quants.len() / self.blocks - first);
         let range = first * self.blocks..(first + width) * self.blocks;
         Tile {
             quants: &self.quants[range.clone()],
@@ -111,7 +85,7 @@ impl Activations {
 /// Consecutive tokens.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile<'a> {
-    /// `blocks × width`.
+    /// `blocks × width`; for `k` in `0..8` each token's integers `4k..4k + 4`.
     pub(crate) quants: &'a [[i8; CHUNK]],
     /// What stands beside each of them.
     pub(crate) sides: &'a [Side],
@@ -124,7 +98,6 @@ pub(crate) struct Tile<'a> {
 struct QuantizeTile<'a> {
     x: &'a [f32],
     cols: usize,
-    layout: Layout,
     quants: &'a mut [[i8; CHUNK]],
     sides: &'a mut [Side],
 }
@@ -143,12 +116,7 @@ impl Operation for QuantizeTile<'_> {
             for (b, x) in row.as_chunks::<CHUNK>().0.iter().enumerate() {
                 let (quants, side) = quantize_block(x);
                 self.sides[b * tile + token] = side;
-                let block = &mut self.quants[b * tile..][..tile];
-                if self.layout == Layout::Tokens {
-                    block[token] = quants;
-                    continue;
-                }
-                let block = block.as_flattened_mut();
+                let block = self.quants[b * tile..][..tile].as_flattened_mut();
                 for (k, four) in quants.as_chunks::<4>().0.iter().enumerate() {
                     block[(k * tile + token) * 4..][..4].copy_from_slice(four);
                 }

@@ -3,7 +3,8 @@
 //! The definition is in `f32`, on dequantised weights; [`crate::Isa::Scalar`] computes just that. The other
 //! instruction sets round the activations of a quantised product to 8 bits ([`Activations`]) and
 //! multiply in integers. With `s` the scale of a block of 32 activations, that moves an output by at most
-//! `Σ over blocks of s/2 × Σ |w|`, where `s = max |x| / 127`.
+//! `Σ over blocks of s/2 × Σ |w|`, where `s = max |x| / 127`. Where there are tiles, larger batches round both sides to
+//! bfloat16 instead ([`tiled`]), which moves an output by at most `Σ |w x| / 128`, and a little more where it sums in `f32`.
 
 mod activations;
 mod float;
@@ -14,12 +15,12 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 use crate::Matrix;
-use crate::arch::tiles::{Line, TileUnit};
+use crate::arch::tiles::TileUnit;
 use crate::arch::{Operation, Simd, TiledOperation, Token};
 use crate::formats::{Format, PANEL_ROWS, with_format};
 use crate::pool::{Pool, SharedSlice, lock};
 
-use activations::{Activations, Layout};
+use activations::Activations;
 
 /// Weights a task should read at least, to outweigh the handing out of tasks.
 const TASK_BYTES: usize = 32 << 10;
@@ -27,6 +28,7 @@ const TASK_BYTES: usize = 32 << 10;
 /// Scratch memory, kept between calls.
 pub(crate) struct Scratch {
     activations: Activations,
+    rounded: tiled::Activations,
     /// For each thread of the pool.
     threads: Vec<Mutex<ThreadScratch>>,
 }
@@ -35,14 +37,14 @@ pub(crate) struct Scratch {
 struct ThreadScratch {
     /// A row in floats.
     row: Vec<f32>,
-    /// A panel's integers, unpacked.
-    panel: Vec<Line>,
+    tiled: tiled::Scratch,
 }
 
 impl Scratch {
     pub(crate) fn new(threads: usize) -> Self {
         Self {
             activations: Activations::default(),
+            rounded: tiled::Activations::default(),
             threads: (0..threads).map(|_| Mutex::default()).collect(),
         }
     }
@@ -80,16 +82,16 @@ fn multiply(
         |matrix: &Matrix| matrix.layout().is_quantized() && !matches!(isa, Token::Scalar(_));
     let tiled = isa.has_tiles() && tokens >= tiled::TOKENS_MIN;
     if products.iter().any(|product| in_integers(product.matrix)) {
-        let layout = if tiled {
-            Layout::Tokens
-        } else {
-            Layout::Groups
-        };
         let cols = x.len() / tokens;
-        scratch.activations.quantize(pool, isa, x, cols, layout);
+        if tiled {
+            scratch.rounded.round(pool, isa, x, cols);
+        } else {
+            scratch.activations.quantize(pool, isa, x, cols);
+        }
     }
     let Scratch {
         activations,
+        rounded,
         threads,
     } = &*scratch;
     let tasks = products.iter().map(Product::tasks).sum();
@@ -114,8 +116,8 @@ fn multiply(
         with_format!(
             rows.matrix.layout(),
             format => if tiled {
-                let panel = &mut scratch.panel;
-                isa.run_tiled(MultiplyTiles { format, activations, rows, out, panel });
+                let scratch = &mut scratch.tiled;
+                isa.run_tiled(MultiplyTiles { format, activations: rounded, rows, out, scratch });
             } else {
                 isa.run(MultiplyPanels { format, activations, rows, out });
             },
@@ -171,7 +173,8 @@ impl<'a> Product<'a> {
         Self {
             matrix,
             out: SharedSlice::new(out),
-            task_rows: task_rows.max(1).next_multiple_of(PANEL_ROWS),
+            // Two panels fill the tiles, where there are some.
+            task_rows: task_rows.max(1).next_multiple_of(2 * PANEL_ROWS),
         }
     }
 
@@ -229,31 +232,24 @@ impl<F: Format> Operation for MultiplyPanels<'_, F> {
     }
 }
 
-/// The same in integers, with tiles.
+/// The same in bfloat16, with tiles.
 struct MultiplyTiles<'a, F> {
     format: F,
-    activations: &'a Activations,
+    activations: &'a tiled::Activations,
     rows: Rows<'a>,
     out: Columns<'a>,
-    panel: &'a mut Vec<Line>,
+    scratch: &'a mut tiled::Scratch,
 }
 
 impl<F: Format> TiledOperation for MultiplyTiles<'_, F> {
     #[inline(always)]
     fn run<S: Simd, U: TileUnit>(self, s: S, unit: U) {
         if !S::INTEGERS {
-            unreachable!("tiles come with vectors of integers");
+            unreachable!("tiles come with wider vectors");
         }
         let Self { format, rows, .. } = self;
-        tiled::multiply(
-            s,
-            unit,
-            format,
-            &rows,
-            self.activations,
-            self.panel,
-            &self.out,
-        );
+        let (activations, scratch) = (self.activations, self.scratch);
+        tiled::multiply(s, unit, format, &rows, activations, scratch, &self.out);
     }
 }
 

@@ -1,5 +1,5 @@
 //! The integer products against two references: the same arithmetic in plain Rust, tightly, and
-//! the definition in `f32`, within the stated bound.
+//! the definition in `f32`, within the stated bound. The products of tiles against the latter.
 
 use half::f16;
 use proptest::prelude::*;
@@ -116,12 +116,47 @@ fn definition(matrix: &Matrix, row: usize, x: &[f32]) -> (f64, f64) {
     (sum, bound)
 }
 
-/// Returns the product on an instruction set, with two threads.
-fn product(token: Token, matrix: &Matrix, x: &[f32]) -> Vec<f32> {
-    let pool = Pool::new(2, false, |_| ()).unwrap();
+/// Returns the definition, and how far tiles may be from it.
+fn tiled_definition(matrix: &Matrix, row: usize, x: &[f32]) -> (f64, f64) {
+    let mut weights = vec![0.0; matrix.cols()];
+    matrix.dequantize_row(row, &mut weights);
+    let (mut sum, mut bound) = (0.0, 1e-36);
+    for (weights, x) in weights.chunks_exact(CHUNK).zip(x.chunks_exact(CHUNK)) {
+        let spread = weights.iter().fold(0.0_f32, |a, w| a.max(w.abs()));
+        for (w, x) in weights.iter().zip(x) {
+            let (w, x, spread) = (f64::from(*w), f64::from(*x), f64::from(spread));
+            sum += w * x;
+            // Both are rounded to 8 bits, sums to 24; a weight may be a difference of larger numbers; and what is subnormal
+            // counts as zero.
+            bound += (w * x).abs() / 127.0
+                + spread * x.abs() * 2e-6
+                + 1.2e-38 * (1.0 + w.abs() + x.abs());
+        }
+    }
+    (sum, bound)
+}
+
+/// Returns tiles that compute by their definition, with the widest vectors there are. The scalar ones come with no tiles.
+fn modelled() -> Token {
+    let isa = Isa::detect();
+    assert_ne!(
+        isa,
+        Isa::Scalar,
+        "every processor this is tested on has vectors"
+    );
+    Token::Modelled(isa)
+}
+
+fn bits(out: Vec<f32>) -> Vec<u32> {
+    out.into_iter().map(f32::to_bits).collect()
+}
+
+/// Returns the product on an instruction set, with some threads.
+fn product(threads: usize, token: Token, matrix: &Matrix, x: &[f32]) -> Vec<f32> {
+    let pool = Pool::new(threads, false, |_| ()).unwrap();
     let mut out = vec![f32::NAN; x.len() / matrix.cols() * matrix.rows()];
     let products = [(matrix, &mut *out)];
-    linear_many(&pool, token, &mut Scratch::new(2), x, products);
+    linear_many(&pool, token, &mut Scratch::new(threads), x, products);
     out
 }
 
@@ -141,7 +176,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(160.min(ProptestConfig::default().cases)))]
 
     #[test]
-    fn quantized_products_agree(case in case(1..40)) {
+    fn quantized_products_agree(case in case(1..tiled::TOKENS_MIN)) {
         let Case { matrix, x } = case;
         let (layout, rows, cols) = (matrix.layout(), matrix.rows(), matrix.cols());
         let tokens = x.len() / cols;
@@ -167,31 +202,14 @@ proptest! {
         }
     }
 
-    /// Tiles come in for batches, and for no output it may show: neither beside vectors nor in another batch.
-    #[test]
-    fn tiled_products_are_those_of_vectors(case in case(tiled::TOKENS_MIN..70)) {
-        let Case { matrix, x } = case;
-        let (layout, rows, cols) = (matrix.layout(), matrix.rows(), matrix.cols());
-        let bits = |out: Vec<f32>| out.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-        let vectors = Isa::ALL.into_iter().filter(|&isa| isa != Isa::Scalar);
-        for (isa, token) in vectors.filter_map(|isa| Some((isa, Token::new(isa)?))) {
-            let tiled = bits(product(Token::Modelled(isa), &matrix, &x));
-            let batch = bits(product(token, &matrix, &x));
-            prop_assert!(tiled == batch, "{isa} {layout:?}: {tiled:x?} for {batch:x?}");
-            let (out, x) = (&tiled[..rows], &x[..cols]);
-            prop_assert_eq!(&bits(product(token, &matrix, x)), out, "{} {:?}, alone", isa, layout);
-        }
-    }
-
     /// The same of all instruction sets with fused products.
     #[test]
-    fn quantized_products_do_not_depend_on_the_instruction_set(case in case(1..40)) {
+    fn quantized_products_do_not_depend_on_the_instruction_set(case in case(1..tiled::TOKENS_MIN)) {
         let Case { matrix, x } = case;
         let layout = matrix.layout();
         prop_assume!(layout.is_quantized());
-        let bits = |out: Vec<f32>| out.into_iter().map(f32::to_bits).collect::<Vec<_>>();
         let vectors = Isa::ALL.into_iter().filter(|&isa| isa != Isa::Scalar);
-        let outs = vectors.filter_map(|isa| Some((isa, bits(product(Token::new(isa)?, &matrix, &x)))));
+        let outs = vectors.filter_map(|isa| Some((isa, bits(product(2, Token::new(isa)?, &matrix, &x)))));
         let outs: Vec<_> = outs.collect();
         for (isa, out) in &outs {
             prop_assert!(*out == outs[0].1, "{isa} {layout:?} differs from {}", outs[0].0);
@@ -225,5 +243,63 @@ proptest! {
                 prop_assert!((f64::from(out) - exact).abs() < 1e-4, "{} {dtype}: {out} for {exact}", cpu.isa());
             }
         }
+    }
+}
+
+proptest! {
+    // A modelled product takes a hundred times as long as one of a processor's.
+    #![proptest_config(ProptestConfig::with_cases(40.min(ProptestConfig::default().cases)))]
+
+    /// On every machine with tiles that compute by their definition, and with those of the processor where it has them.
+    #[test]
+    fn tiled_products_agree(case in case(tiled::TOKENS_MIN..80)) {
+        let Case { matrix, x } = case;
+        let (layout, rows, cols) = (matrix.layout(), matrix.rows(), matrix.cols());
+        prop_assume!(layout.is_quantized());
+        let out = product(2, modelled(), &matrix, &x);
+        for (i, &out) in out.iter().enumerate() {
+            let (exact, bound) = tiled_definition(&matrix, i % rows, &x[i / rows * cols..][..cols]);
+            prop_assert!((f64::from(out) - exact).abs() <= bound, "{layout:?}: {out} for {exact}, {bound} at most");
+        }
+        let out = bits(out);
+        let whole_squares = &x[..x.len() / cols / 32 * 32 * cols];
+        let fewer = bits(product(1, modelled(), &matrix, whole_squares));
+        prop_assert_eq!(&fewer, &out[..fewer.len()], "{:?}, another batch", layout);
+        if let Some(amx) = Token::new(Isa::Amx) {
+            prop_assert_eq!(bits(product(3, amx, &matrix, &x)), out, "{:?}, on the processor", layout);
+        }
+    }
+}
+
+/// More rows and tokens than go through a group of panels at a time, more columns than a block, and none of them whole.
+#[test]
+fn large_tiled_products_agree() {
+    let (rows, cols, tokens) = (16 * 32 + 40, 8 * 32 + 64, 16 * 32 + 5);
+    let bytes = (0..Dtype::Q8_0.row_bytes(cols).unwrap() * rows).map(|i| match i % 34 {
+        0 => 0,
+        // A scale of 1.
+        1 => 0x3c,
+        _ => (i * 7919 / 16) as u8 % 8,
+    });
+    let matrix = Matrix::new(Dtype::Q8_0, rows, cols, bytes.collect()).unwrap();
+    let x: Vec<f32> = (0..tokens * cols)
+        .map(|i| ((i * 7927 / 32) % 5) as f32 - 2.0)
+        .collect();
+    let out = product(2, modelled(), &matrix, &x);
+    let mut weights = vec![0.0; cols];
+    for row in [0, 1, 511, 512, 530, rows - 1] {
+        matrix.dequantize_row(row, &mut weights);
+        for token in [0, 31, 511, 512, tokens - 1] {
+            // Small integers, which no rounding changes.
+            let sum: f32 = weights
+                .iter()
+                .zip(&x[token * cols..])
+                .map(|(w, x)| w * x)
+                .sum();
+            assert_eq!(out[token * rows + row], sum, "row {row}, token {token}");
+        }
+    }
+    if let Some(amx) = Token::new(Isa::Amx) {
+        assert_eq!(bits(product(2, amx, &matrix, &x)), bits(out));
     }
 }

@@ -1,29 +1,60 @@
-//! Integer products of many tokens: panels of quantised rows in tiles.
+//! Products of many tokens in tiles of bfloat16.
 //!
-//! A panel's integers are unpacked once, to lines that are a tile's rows as they lie: a group of four of each of the 16
-//! weights rows. Then a tile of tokens goes through all chunks, one tile product each, and its sums are scaled and added
-//! by the vectors, in the order and with the operations of [`super::panel`], so that no output depends on which of the
-//! two computed it. For a chunk and 16 tokens that is one product in place of 128 of vectors; the scaling remains.
+//! Weights and activations are rounded to bfloat16, 8 bits of mantissa, and their products are summed in `f32`: closer to the
+//! definition than the integers of [`super::panel`], where the largest of a block takes most of the bits. Every output
+//! is summed in the order of its columns, block by block, whatever the batch and the threads.
+//!
+//! A block of columns of two panels is rounded once and multiplied with all tokens. It stays in the processor's first cache
+//! meanwhile; the same columns of all tokens, and the sums of a group of panels, stay in the second.
 
+use std::ops::Range;
+
+use crate::Matrix;
 use crate::arch::Simd;
-use crate::arch::tiles::{self, Line, TILE_ROWS, TOKEN_BYTES, TileUnit, Tiles};
-use crate::formats::{CHUNK, Format, Lanes, PANEL_ROWS, Shape};
+use crate::arch::tiles::{STEP_COLS, Square, Sums, TILE_ROWS, Tile, TileUnit, Tiles};
+use crate::formats::{CHUNK, Format, Lanes, PANEL_ROWS, Scales, Shape};
 
-use super::activations::{Activations, Tile};
-use super::panel::{add_scaled, zero_points};
 use super::{Columns, Rows};
 
-/// Most tokens of a tile.
-pub(crate) const TILE: usize = TILE_ROWS;
+mod activations;
 
-/// Fewest tokens of a batch that are worth it: a full tile. With fewer, a tile product takes about as long as the vector
-/// products it replaces, and the unpacked weights are written and read in addition.
-pub(crate) const TOKENS_MIN: usize = TILE;
+pub(crate) use activations::Activations;
 
-/// Groups of four in a chunk.
-const GROUPS: usize = CHUNK / 4;
+/// Fewest tokens of a batch that are worth it: rounding the weights takes as long as multiplying them with some tens of tokens.
+pub(crate) const TOKENS_MIN: usize = 32;
 
-const _: () = assert!(TOKEN_BYTES == CHUNK && TILE_ROWS == PANEL_ROWS);
+/// Rows and tokens of a [`Square`].
+const SIDE: usize = 2 * TILE_ROWS;
+/// Steps of a block of columns.
+const STEPS: usize = 8;
+/// Squares of rows of a group, and squares of tokens that go through it at a time: a megabyte of sums.
+const GROUP: usize = 16;
+const TOKEN_SQUARES: usize = 16;
+const CACHE_LINE_BYTES: usize = 64;
+
+const _: () = assert!(STEP_COLS == CHUNK && TILE_ROWS == PANEL_ROWS);
+
+const ZERO: Square = [[Sums::ZERO; 2]; 2];
+
+/// Scratch memory of a thread.
+pub(crate) struct Scratch {
+    /// Those of a block of columns of two panels.
+    weights: Vec<[Tile; 2]>,
+    /// Those of a group.
+    sums: Vec<Square>,
+    /// Those of a block.
+    products: Box<Square>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self {
+            weights: Vec::new(),
+            sums: Vec::new(),
+            products: Box::new(ZERO),
+        }
+    }
+}
 
 /// Computes `rows`, which start with a panel, for all tokens.
 #[inline(always)]
@@ -33,136 +64,179 @@ pub(crate) fn multiply<S: Simd, F: Format, U: TileUnit>(
     format: F,
     rows: &Rows<'_>,
     activations: &Activations,
-    weights: &mut Vec<Line>,
+    scratch: &mut Scratch,
     out: &Columns<'_>,
 ) {
-    let mut tiles = unit.tiles(shape::<F>(TILE));
-    let mut first = rows.range.start;
-    while first < rows.range.end {
-        let records = rows.matrix.panel(first / PANEL_ROWS);
-        weights.resize(rows.matrix.cols() / CHUNK * GROUPS, Line::ZERO);
-        unpack(s, format, records, weights);
-        let panel = Panel {
-            format,
-            records,
-            weights,
-            first,
-            rows: PANEL_ROWS.min(rows.range.end - first),
-        };
-        for i in 0..activations.tiles() {
-            let tile = activations.tile(i);
-            match tile.width {
-                1 => panel.multiply::<S, _, 1>(s, &mut tiles, tile, out),
-                2 => panel.multiply::<S, _, 2>(s, &mut tiles, tile, out),
-                4 => panel.multiply::<S, _, 4>(s, &mut tiles, tile, out),
-                8 => panel.multiply::<S, _, 8>(s, &mut tiles, tile, out),
-                _ => panel.multiply::<S, _, TILE>(s, &mut tiles, tile, out),
-            }
-        }
-        first += PANEL_ROWS;
-    }
-}
-
-/// Returns the shape of the products of `tokens` with what has one scale.
-fn shape<F: Format>(tokens: usize) -> tiles::Shape {
-    let groups = if F::HALVES { GROUPS / 2 } else { GROUPS };
-    tiles::Shape { tokens, groups }
-}
-
-/// Writes the integers of all chunks, a line for each group.
-#[inline(always)]
-fn unpack<S: Simd, F: Format>(s: S, format: F, records: &[u8], to: &mut [Line]) {
-    let Shape { bytes, chunks, .. } = format.shape();
-    let records = records.chunks_exact(PANEL_ROWS * bytes);
-    for (record, to) in records.zip(to.chunks_exact_mut(chunks * GROUPS)) {
-        for (at, line) in to.iter_mut().enumerate() {
-            for first in (0..PANEL_ROWS).step_by(S::LANES) {
-                let lanes = Lanes { record, first };
-                let chunk = format.chunk(lanes, at / GROUPS);
-                let quants = format.quants(s, chunk, at / GROUPS, at % GROUPS);
-                s.store_bytes(quants, &mut line.0[4 * first..]);
-            }
-        }
-    }
-}
-
-struct Panel<'a, F> {
-    format: F,
-    records: &'a [u8],
-    /// Its integers.
-    weights: &'a [Line],
-    /// Its first row.
-    first: usize,
-    rows: usize,
-}
-
-impl<F: Format> Panel<'_, F> {
-    /// Computes a tile of `W` tokens.
-    #[inline(always)]
-    fn multiply<S: Simd, T: Tiles, const W: usize>(
-        &self,
-        s: S,
-        tiles: &mut T,
-        tile: Tile<'_>,
-        out: &Columns<'_>,
-    ) {
-        tiles.reshape(shape::<F>(W));
-        // One round where a vector holds a panel, as it does wherever there are tiles; others are for tests.
-        for lane in (0..self.rows).step_by(S::LANES) {
-            let sums = self.sums::<S, T, W>(s, tiles, tile, lane);
-            for (t, &sum) in sums.iter().enumerate() {
-                let token = tile.first + t;
-                if token < out.tokens {
-                    let mut rows = [0.0; PANEL_ROWS];
-                    s.store(sum, &mut rows);
-                    let count = S::LANES.min(self.rows - lane);
-                    out.write(token, self.first + lane, &rows[..count]);
-                }
-            }
-        }
-    }
-
-    /// Returns the products of the rows from `lane` on with the tokens of a tile.
-    #[inline(always)]
-    fn sums<S: Simd, T: Tiles, const W: usize>(
-        &self,
-        s: S,
-        tiles: &mut T,
-        tile: Tile<'_>,
-        lane: usize,
-    ) -> [S::F32; W] {
-        let mut sums = [s.splat(0.0); W];
-        let Shape { bytes, chunks, .. } = self.format.shape();
-        let records = self.records.chunks_exact(PANEL_ROWS * bytes);
-        let weights = self.weights.chunks_exact(chunks * GROUPS);
-        let quants = tile.quants.chunks_exact(chunks * W);
-        let sides = tile.sides.chunks_exact(chunks * W);
-        for (((record, weights), quants), sides) in records.zip(weights).zip(quants).zip(sides) {
-            let lanes = Lanes {
-                record,
-                first: lane,
+    let mut tiles = unit.tiles();
+    let token_squares = out.tokens.div_ceil(SIDE);
+    for token in (0..token_squares).step_by(TOKEN_SQUARES) {
+        for row in rows.range.clone().step_by(GROUP * SIDE) {
+            let group = Group {
+                format,
+                matrix: rows.matrix,
+                rows: row..rows.range.end.min(row + GROUP * SIDE),
+                activations,
+                tokens: token..token_squares.min(token + TOKEN_SQUARES),
             };
-            let header = self.format.header(s, lanes);
-            for i in 0..chunks {
-                let scales = self.format.scales(s, &header, lanes, i);
-                let weights = &weights[i * GROUPS..][..GROUPS];
-                let quants = quants[i * W..][..W].as_flattened();
-                let sides = &sides[i * W..][..W];
-                for half in 0..if F::HALVES { 2 } else { 1 } {
-                    let mut dots = [Line::ZERO; W];
-                    let groups = half * GROUPS / 2;
-                    tiles.multiply(&quants[4 * groups..], &weights[groups..], &mut dots);
-                    for t in 0..W {
-                        let mut dots = s.load_bytes(&dots[t].0[4 * lane..]);
-                        if F::ZERO != 0 {
-                            let zero_points = zero_points::<F>(&sides[t], half);
-                            dots = s.add_i32(dots, s.splat_i32(zero_points));
-                        }
-                        sums[t] = add_scaled::<S, F>(s, dots, &scales, half, &sides[t], sums[t]);
+            let sums = group.sums(s, &mut tiles, scratch);
+            group.write(sums, out);
+        }
+    }
+}
+
+/// What is multiplied at a time.
+struct Group<'a, F> {
+    format: F,
+    matrix: &'a Matrix,
+    rows: Range<usize>,
+    activations: &'a Activations,
+    /// Squares of them.
+    tokens: Range<usize>,
+}
+
+impl<F: Format> Group<'_, F> {
+    /// Returns the sums: for each square of rows, a square for each of tokens.
+    #[inline(always)]
+    fn sums<'a, S: Simd, T: Tiles>(
+        &self,
+        s: S,
+        tiles: &mut T,
+        scratch: &'a mut Scratch,
+    ) -> &'a [Square] {
+        let (tokens, activations) = (self.tokens.len(), self.activations);
+        let Scratch {
+            weights,
+            sums,
+            products,
+        } = scratch;
+        weights.resize(STEPS, [Tile::ZERO; 2]);
+        let squares = self.rows.len().div_ceil(SIDE) * tokens;
+        if sums.len() < squares {
+            sums.resize(squares, ZERO);
+        }
+        let sums = &mut sums[..squares];
+        for block in 0..activations.blocks() {
+            let weights = &mut weights[..activations.steps(block)];
+            for (i, sums) in sums.chunks_exact_mut(tokens).enumerate() {
+                // A square of which one panel is not there keeps old weights in its place; nobody reads those sums.
+                for (half, panel) in self.panels(i).enumerate() {
+                    round(s, self.format, self.block(panel, block), half, weights);
+                }
+                // The next ones begin where no processor expects them.
+                for panel in self.panels(i + 1) {
+                    for line in self.block(panel, block).chunks(CACHE_LINE_BYTES) {
+                        s.prefetch(line.as_ptr());
+                    }
+                }
+                for (token, sums) in self.tokens.clone().zip(sums) {
+                    let activations = activations.square(block, token);
+                    if block == 0 {
+                        tiles.multiply(activations, weights, sums);
+                    } else {
+                        tiles.multiply(activations, weights, products);
+                        add(s, products, sums);
                     }
                 }
             }
         }
         sums
+    }
+
+    /// Returns the panels of square `i` of rows, two or fewer.
+    #[inline(always)]
+    fn panels(&self, i: usize) -> impl Iterator<Item = &[u8]> {
+        let first = self.rows.start + i * SIDE;
+        let rows = first..self.rows.end.min(first + SIDE);
+        rows.step_by(PANEL_ROWS)
+            .map(|row| self.matrix.panel(row / PANEL_ROWS))
+    }
+
+    /// Returns the weights of a block of columns of a panel.
+    #[inline(always)]
+    fn block<'a>(&self, panel: &'a [u8], block: usize) -> &'a [u8] {
+        let Shape { bytes, chunks, .. } = self.format.shape();
+        debug_assert!(STEPS.is_multiple_of(chunks), "blocks are whole");
+        let most = STEPS / chunks * PANEL_ROWS * bytes;
+        &panel[block * most..panel.len().min((block + 1) * most)]
+    }
+
+    /// Writes the sums, token by token.
+    #[inline(always)]
+    fn write(&self, sums: &[Square], out: &Columns<'_>) {
+        let rows = &self.rows;
+        // What has a length known here is copied without a call.
+        let (whole, rest) = (rows.len() / TILE_ROWS, rows.len() % TILE_ROWS);
+        let tokens = self.tokens.start * SIDE..out.tokens.min(self.tokens.end * SIDE);
+        for (i, token) in tokens.enumerate() {
+            let squares = sums.iter().skip(i / SIDE).step_by(self.tokens.len());
+            let tiles = squares.flat_map(|square| &square[i % SIDE / TILE_ROWS]);
+            let mut sums = tiles.map(|Sums(sums)| &sums[i % TILE_ROWS]);
+            for (tile, sums) in sums.by_ref().take(whole).enumerate() {
+                out.write(token, rows.start + tile * TILE_ROWS, sums);
+            }
+            if let Some(sums) = sums.next().filter(|_| rest > 0) {
+                out.write(token, rows.end - rest, &sums[..rest]);
+            }
+        }
+    }
+}
+
+/// Rounds weights of a panel to tile `half` of each step.
+#[inline(always)]
+fn round<S: Simd, F: Format>(s: S, format: F, records: &[u8], half: usize, to: &mut [[Tile; 2]]) {
+    let Shape { bytes, chunks, .. } = format.shape();
+    let records = records.chunks_exact(PANEL_ROWS * bytes);
+    for (record, to) in records.zip(to.chunks_exact_mut(chunks)) {
+        for first in (0..PANEL_ROWS).step_by(S::LANES) {
+            let lanes = Lanes { record, first };
+            let header = format.header(s, lanes);
+            for (i, to) in to.iter_mut().enumerate() {
+                let scales = format.scales(s, &header, lanes, i);
+                let chunk = format.chunk(lanes, i);
+                let lines = to[half].0.as_chunks_mut::<2>().0;
+                for (group, lines) in lines.iter_mut().enumerate() {
+                    let (scale, min) = line::<S, F>(s, &scales, group / 4);
+                    let quants = format.quants(s, chunk, i, group);
+                    let mut weights = [min; 4];
+                    for (byte, weight) in weights.iter_mut().enumerate() {
+                        let quant = s.and(s.shift_right(quants, 8 * byte as u32), 0xff);
+                        *weight = s.mul_add(s.to_f32(quant), scale, min);
+                    }
+                    let [a, b, c, d] = weights;
+                    s.store_halves(pairs(s, a, b), &mut lines[0][2 * first..]);
+                    s.store_halves(pairs(s, c, d), &mut lines[1][2 * first..]);
+                }
+            }
+        }
+    }
+}
+
+/// Returns what makes a weight of `q` in one half of a chunk: `scale × q + min`. What is not finite becomes the largest number, so
+/// that its products are not finite either and no bits of a NaN are rounded away.
+#[inline(always)]
+fn line<S: Simd, F: Format>(s: S, scales: &Scales<S>, half: usize) -> (S::F32, S::F32) {
+    let most = s.splat(f32::MAX);
+    let scale = s.min(scales.scales[if F::HALVES { half } else { 0 }], most);
+    let min = if F::MINS { scales.min } else { s.splat(0.0) };
+    let min = s.mul_add(scale, s.splat(-f32::from(F::ZERO)), min);
+    (scale, s.min(min, most))
+}
+
+/// Rounds to bfloat16, ties away from zero: `even` to the low, `odd` to the high halves.
+#[inline(always)]
+fn pairs<S: Simd>(s: S, even: S::F32, odd: S::F32) -> S::I32 {
+    let tie = s.splat_i32(0x8000);
+    let even = s.shift_right(s.add_i32(s.bits(even), tie), 16);
+    let odd = s.and(s.add_i32(s.bits(odd), tie), 0xffff_0000);
+    s.or(even, odd)
+}
+
+#[inline(always)]
+fn add<S: Simd>(s: S, products: &Square, sums: &mut Square) {
+    for (products, sums) in products.as_flattened().iter().zip(sums.as_flattened_mut()) {
+        let products = products.0.as_flattened().chunks_exact(S::LANES);
+        for (x, sum) in products.zip(sums.0.as_flattened_mut().chunks_exact_mut(S::LANES)) {
+            s.store(s.add(s.load(sum), s.load(x)), sum);
+        }
     }
 }

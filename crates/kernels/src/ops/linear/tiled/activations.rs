@@ -1,0 +1,106 @@
+use crate::arch::tiles::{STEP_COLS, TILE_ROWS, Tile};
+use crate::arch::{Operation, Simd};
+use crate::pool::Pool;
+
+use super::{SIDE, STEPS};
+
+/// Activations rounded to bfloat16, ties to even, in tiles.
+///
+/// For each block of columns, each 32 tokens and each step there are two tiles; what there are no tokens for is zero.
+#[derive(Default)]
+pub(crate) struct Activations {
+    steps: usize,
+    squares: usize,
+    tiles: Vec<[Tile; 2]>,
+}
+
+impl Activations {
+    /// Rounds `x`, rows of `cols`. Memory is kept for the next call.
+    pub(crate) fn round(&mut self, pool: &Pool, isa: crate::arch::Token, x: &[f32], cols: usize) {
+        self.steps = cols / STEP_COLS;
+        self.squares = (x.len() / cols).div_ceil(SIDE);
+        let squares = self.squares;
+        self.tiles.resize(self.steps * squares, [Tile::ZERO; 2]);
+        pool.for_each_chunk(&mut self.tiles, STEPS * squares, |_, block, tiles| {
+            let first = block * STEPS * STEP_COLS;
+            isa.run(RoundBlock {
+                x,
+                cols,
+                range: first..first + tiles.len() / squares * STEP_COLS,
+                tiles,
+            });
+        });
+    }
+
+    /// Returns the number of blocks of columns.
+    pub(super) fn blocks(&self) -> usize {
+        self.steps.div_ceil(STEPS)
+    }
+
+    /// Returns the steps of a block: fewer in the last.
+    pub(super) fn steps(&self, block: usize) -> usize {
+        STEPS.min(self.steps - block * STEPS)
+    }
+
+    /// Returns the steps of a block for tokens `32 × square..`.
+    pub(super) fn square(&self, block: usize, square: usize) -> &[[Tile; 2]] {
+        let steps = self.steps(block);
+        &self.tiles[block * STEPS * self.squares + square * steps..][..steps]
+    }
+}
+
+/// Rounds a range of columns of all tokens.
+struct RoundBlock<'a> {
+    x: &'a [f32],
+    cols: usize,
+    range: std::ops::Range<usize>,
+    tiles: &'a mut [[Tile; 2]],
+}
+
+impl Operation for RoundBlock<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let steps = self.range.len() / STEP_COLS;
+        let mut rows = self.x.chunks_exact(self.cols);
+        for tiles in self.tiles.chunks_exact_mut(steps) {
+            for i in 0..SIDE {
+                let (tile, row) = (i / TILE_ROWS, i % TILE_ROWS);
+                let Some(x) = rows.next() else {
+                    tiles.iter_mut().for_each(|step| step[tile].0[row].fill(0));
+                    continue;
+                };
+                let x = x[self.range.clone()].as_chunks::<STEP_COLS>().0;
+                for (step, x) in tiles.iter_mut().zip(x) {
+                    for (to, &x) in step[tile].0[row].iter_mut().zip(x) {
+                        *to = nearest(x);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn nearest(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let odd = bits >> 16 & 1;
+    let rounded = (bits.wrapping_add(0x7fff + odd) >> 16) as u16;
+    if x.is_nan() { 0x7fc0 } else { rounded }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn nearest_is_that_of_the_half_crate(bits: u32) {
+            let x = f32::from_bits(bits);
+            let expected = half::bf16::from_f32(x);
+            prop_assert!(nearest(x) == expected.to_bits() || x.is_nan() && expected.is_nan());
+        }
+    }
+}
