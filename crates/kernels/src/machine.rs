@@ -13,6 +13,23 @@ pub(crate) fn advise_huge_pages(start: *const u8, bytes: usize) {
     imp::advise_huge_pages(start, bytes);
 }
 
+/// Says whether this is a processor of Intel's.
+pub(crate) fn is_intel() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        static IS_INTEL: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+        *IS_INTEL.get_or_init(|| {
+            let vendor = std::arch::x86_64::__cpuid(0);
+            [vendor.ebx, vendor.edx, vendor.ecx]
+                .map(u32::to_le_bytes)
+                .as_flattened()
+                == b"GenuineIntel"
+        })
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 #[cfg(target_os = "linux")]
 mod imp {
     pub(super) fn advise_huge_pages(start: *const u8, bytes: usize) {
