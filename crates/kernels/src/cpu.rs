@@ -123,7 +123,8 @@ impl Cpu {
     /// Computes `out[t, r] = Σ x[t, c] × w[r, c]`.
     ///
     /// With [`Isa::Scalar`] or float weights this is in `f32`. Otherwise activations are rounded to 8 bits
-    /// in blocks of 32, which moves an output by at most `Σ over blocks of max |x| / 254 × Σ |w|`.
+    /// in blocks of 32, which moves an output by at most `Σ over blocks of max |x| / 254 × Σ |w|`. With [`Isa::Amx`] and 32 tokens or
+    /// more, both sides are rounded to bfloat16 instead, which moves it by about `Σ |w x| / 128` at most.
     ///
     /// # Panics
     /// If the shapes do not fit.

@@ -316,7 +316,7 @@ fn a_token_that_is_not_finite_spoils_only_its_own_outputs() {
             let bytes = vec![1; dtype.row_bytes(cols).unwrap() * 33];
             let matrix = Matrix::new(dtype, 33, cols, bytes).unwrap();
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                for tokens in [1, 2, 6] {
+                for tokens in [1, 2, 6, 40] {
                     let mut x = vec![1.0; tokens * cols];
                     x[cols - 1] = bad;
                     let mut out = vec![0.0; tokens * 33];
@@ -335,7 +335,7 @@ fn a_token_that_is_not_finite_spoils_only_its_own_outputs() {
 #[test]
 fn products_that_share_activations_equal_single_ones_bit_for_bit() {
     for cpu in cpus() {
-        for tokens in [1, 5] {
+        for tokens in [1, 5, 40] {
             let x: Vec<f32> = (0..tokens * 256).map(|i| (i % 19) as f32 - 9.0).collect();
             let matrices =
                 [(Dtype::Q4_1, 130), (Dtype::F16, 7), (Dtype::Q6K, 64)].map(|(dtype, rows)| {

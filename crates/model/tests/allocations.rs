@@ -19,8 +19,13 @@ fn a_step_allocates_nothing() {
     let device = cpu(Isa::detect());
     let mut model = Model::load_root(&file, &shares, CONFIG, device, &mut group, &mut |_, _| {})
         .expect("a model");
+    // Two sequences one token each, and as many of another as go through tiles where there are some.
     let mut step = |start: u32| {
-        let spans = [span(&[7], start, 0), span(&[9], start, 8)];
+        let spans = [
+            span(&[7], start, 0),
+            span(&[9], start, 8),
+            span(&[5; 33], 0, 16),
+        ];
         let before = dhat::HeapStats::get().total_blocks;
         model
             .forward(&spans, &mut group, &mut || {})

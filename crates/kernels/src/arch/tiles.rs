@@ -48,14 +48,14 @@ pub(crate) trait Tiles {
     /// Sets `sums[t][w]` to the sum over all steps of `activations[step][t] × weights[step][w]`, rounded as [`define`] rounds.
     ///
     /// # Panics
-    /// If there are not as many steps of both.
+    /// If there are no steps, or not as many of both.
     fn multiply(&mut self, activations: &[[Tile; 2]], weights: &[[Tile; 2]], sums: &mut Square);
 }
 
 /// The definition of [`Tiles::multiply`]: that of the instruction `TDPBF16PS` in Intel's manual, step by step.
 #[inline(always)]
 pub(crate) fn define(activations: &[[Tile; 2]], weights: &[[Tile; 2]], sums: &mut Square) {
-    assert_eq!(activations.len(), weights.len());
+    assert!(activations.len() == weights.len() && !weights.is_empty());
     for (t, sums) in sums.iter_mut().enumerate() {
         for (w, sums) in sums.iter_mut().enumerate() {
             *sums = Sums::ZERO;

@@ -25,7 +25,7 @@ impl Peak {
         match isa {
             isa if !isa.is_available() => None,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Some(Self::new(x86_64::dot_avx512, 2 * 64)),
+            Isa::Avx512 | Isa::Amx => Some(Self::new(x86_64::dot_avx512, 2 * 64)),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2Vnni => Some(Self::new(x86_64::dot_avx2_vnni, 2 * 32)),
             #[cfg(target_arch = "x86_64")]

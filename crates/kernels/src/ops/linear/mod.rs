@@ -78,10 +78,10 @@ fn multiply(
     tokens: usize,
     products: &[Product<'_>],
 ) {
-    let in_integers =
+    let is_rounded =
         |matrix: &Matrix| matrix.layout().is_quantized() && !matches!(isa, Token::Scalar(_));
     let tiled = isa.has_tiles() && tokens >= tiled::TOKENS_MIN;
-    if products.iter().any(|product| in_integers(product.matrix)) {
+    if products.iter().any(|product| is_rounded(product.matrix)) {
         let cols = x.len() / tokens;
         if tiled {
             scratch.rounded.round(pool, isa, x, cols);
@@ -108,7 +108,7 @@ fn multiply(
         };
         let scratch = &mut lock(&threads[thread]);
         let (rows, out) = product.task(task, tokens);
-        if !in_integers(rows.matrix) {
+        if !is_rounded(rows.matrix) {
             let row = &mut scratch.row;
             return isa.run(MultiplyFloats { x, rows, out, row });
         }
@@ -121,7 +121,7 @@ fn multiply(
             } else {
                 isa.run(MultiplyPanels { format, activations, rows, out });
             },
-            _ => unreachable!("float weights are not multiplied in integers"),
+            _ => unreachable!("float weights are not rounded"),
         );
     });
 }

@@ -269,7 +269,7 @@ impl<F: Format, const R: usize, const W: usize> Chunk<'_, F, R, W> {
 
 /// Returns what the zero points take from the product sums of a chunk, or of one half if these have their own scales.
 #[inline(always)]
-pub(super) fn zero_points<F: Format>(side: &Side, half: usize) -> i32 {
+fn zero_points<F: Format>(side: &Side, half: usize) -> i32 {
     let sum = if F::HALVES {
         side.sums[half]
     } else {
@@ -280,7 +280,7 @@ pub(super) fn zero_points<F: Format>(side: &Side, half: usize) -> i32 {
 
 /// Adds what the product sums `dots` stand for, less their [`zero_points`], to the outputs `sum`.
 #[inline(always)]
-pub(super) fn add_scaled<S: Simd, F: Format>(
+fn add_scaled<S: Simd, F: Format>(
     s: S,
     dots: S::I32,
     scales: &Scales<S>,

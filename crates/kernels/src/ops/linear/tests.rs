@@ -262,44 +262,83 @@ proptest! {
             prop_assert!((f64::from(out) - exact).abs() <= bound, "{layout:?}: {out} for {exact}, {bound} at most");
         }
         let out = bits(out);
-        let whole_squares = &x[..x.len() / cols / 32 * 32 * cols];
-        let fewer = bits(product(1, modelled(), &matrix, whole_squares));
-        prop_assert_eq!(&fewer, &out[..fewer.len()], "{:?}, another batch", layout);
+        let last = &x[x.len() - tiled::TOKENS_MIN * cols..];
+        let last = bits(product(1, modelled(), &matrix, last));
+        prop_assert_eq!(&last, &out[out.len() - last.len()..], "{:?}, another batch", layout);
         if let Some(amx) = Token::new(Isa::Amx) {
             prop_assert_eq!(bits(product(3, amx, &matrix, &x)), out, "{:?}, on the processor", layout);
         }
     }
 }
 
-/// More rows and tokens than go through a group of panels at a time, more columns than a block, and none of them whole.
+/// More rows and tokens than go through at a time, more columns than a block, and none of them whole.
 #[test]
 fn large_tiled_products_agree() {
     let (rows, cols, tokens) = (16 * 32 + 40, 8 * 32 + 64, 16 * 32 + 5);
-    let bytes = (0..Dtype::Q8_0.row_bytes(cols).unwrap() * rows).map(|i| match i % 34 {
-        0 => 0,
-        // A scale of 1.
-        1 => 0x3c,
-        _ => (i * 7919 / 16) as u8 % 8,
-    });
-    let matrix = Matrix::new(Dtype::Q8_0, rows, cols, bytes.collect()).unwrap();
+    let mut bytes = vec![0; Dtype::Q8_0.row_bytes(cols).unwrap() * rows];
+    for (i, block) in bytes
+        .chunks_exact_mut(Dtype::Q8_0.block_bytes())
+        .enumerate()
+    {
+        let (scale, codes) = block.split_at_mut(2);
+        scale.copy_from_slice(&f16::from_f32((i as f32).sin()).to_le_bytes());
+        codes
+            .iter_mut()
+            .enumerate()
+            .for_each(|(j, code)| *code = (i * 31 + j * 7) as u8);
+    }
+    let matrix = Matrix::new(Dtype::Q8_0, rows, cols, bytes).unwrap();
     let x: Vec<f32> = (0..tokens * cols)
-        .map(|i| ((i * 7927 / 32) % 5) as f32 - 2.0)
+        .map(|i| (i as f32 * 0.37).sin())
         .collect();
-    let out = product(2, modelled(), &matrix, &x);
-    let mut weights = vec![0.0; cols];
-    for row in [0, 1, 511, 512, 530, rows - 1] {
-        matrix.dequantize_row(row, &mut weights);
+    let out = product(1, modelled(), &matrix, &x);
+    for row in [0, 1, 31, 511, 512, 530, rows - 1] {
         for token in [0, 31, 511, 512, tokens - 1] {
-            // Small integers, which no rounding changes.
-            let sum: f32 = weights
-                .iter()
-                .zip(&x[token * cols..])
-                .map(|(w, x)| w * x)
-                .sum();
-            assert_eq!(out[token * rows + row], sum, "row {row}, token {token}");
+            let (exact, bound) = tiled_definition(&matrix, row, &x[token * cols..][..cols]);
+            let error = (f64::from(out[token * rows + row]) - exact).abs();
+            assert!(
+                error <= bound,
+                "row {row}, token {token}: off by {error}, not {bound}"
+            );
         }
     }
+    let out = bits(out);
+    let last = bits(product(3, modelled(), &matrix, &x[x.len() - 40 * cols..]));
+    assert_eq!(last, out[out.len() - last.len()..]);
     if let Some(amx) = Token::new(Isa::Amx) {
-        assert_eq!(bits(product(2, amx, &matrix, &x)), bits(out));
+        assert_eq!(bits(product(2, amx, &matrix, &x)), out);
+    }
+}
+
+#[test]
+fn what_is_not_finite_spoils_its_own_tiled_outputs_only() {
+    let (rows, cols, tokens) = (33, 256, tiled::TOKENS_MIN + 2);
+    for dtype in Dtype::ALL.into_iter().filter(|dtype| dtype.is_quantized()) {
+        for (code, bad) in [(0, 0xffff), (1, 0x7e00), (0, 0x7c00), (1, 0xfc00)] {
+            let mut bytes = vec![code; dtype.row_bytes(cols).unwrap() * rows];
+            let row = dtype.row_bytes(cols).unwrap();
+            for (i, block) in bytes.chunks_exact_mut(dtype.block_bytes()).enumerate() {
+                for &at in f16_fields(dtype) {
+                    let scale = if i * dtype.block_bytes() == 3 * row {
+                        bad
+                    } else {
+                        0x3c00_u16
+                    };
+                    block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+                }
+            }
+            let matrix = Matrix::new(dtype, rows, cols, bytes).unwrap();
+            let mut x = vec![1.0; tokens * cols];
+            x[7 * cols + 9] = f32::from_bits(0x7fff_ffff);
+            x[20 * cols + 9] = f32::INFINITY;
+            for (i, out) in product(1, modelled(), &matrix, &x).into_iter().enumerate() {
+                let spoilt = i % rows == 3 || [7, 20].contains(&(i / rows));
+                assert_eq!(
+                    out.is_finite(),
+                    !spoilt,
+                    "{dtype} {code} {bad:x}: {out} at {i}"
+                );
+            }
+        }
     }
 }

@@ -4,8 +4,8 @@
 //! definition than the integers of [`super::panel`], where the largest of a block takes most of the bits. Every output
 //! is summed in the order of its columns, block by block, whatever the batch and the threads.
 //!
-//! A block of columns of two panels is rounded once and multiplied with all tokens. It stays in the processor's first cache
-//! meanwhile; the same columns of all tokens, and the sums of a group of panels, stay in the second.
+//! A block of columns of two panels is rounded once and multiplied with up to 512 tokens. It stays in the processor's first cache
+//! meanwhile; the same columns of these tokens, and the sums of a group of panels, stay in the second.
 
 use std::ops::Range;
 
@@ -199,7 +199,10 @@ fn round<S: Simd, F: Format>(s: S, format: F, records: &[u8], half: usize, to: &
                     let quants = format.quants(s, chunk, i, group);
                     let mut weights = [min; 4];
                     for (byte, weight) in weights.iter_mut().enumerate() {
-                        let quant = s.and(s.shift_right(quants, 8 * byte as u32), 0xff);
+                        let mut quant = s.and(s.shift_right(quants, 8 * byte as u32), 0xff);
+                        if F::ZERO != 0 {
+                            quant = s.add_i32(quant, s.splat_i32(-i32::from(F::ZERO)));
+                        }
                         *weight = s.mul_add(s.to_f32(quant), scale, min);
                     }
                     let [a, b, c, d] = weights;
@@ -211,15 +214,14 @@ fn round<S: Simd, F: Format>(s: S, format: F, records: &[u8], half: usize, to: &
     }
 }
 
-/// Returns what makes a weight of `q` in one half of a chunk: `scale × q + min`. What is not finite becomes the largest number, so
-/// that its products are not finite either and no bits of a NaN are rounded away.
+/// Returns what makes a weight of `q` in one half of a chunk: `scale × (q - zero) + min`. A NaN becomes infinite, as rounding may lose
+/// its bits; products with it are not finite either way.
 #[inline(always)]
 fn line<S: Simd, F: Format>(s: S, scales: &Scales<S>, half: usize) -> (S::F32, S::F32) {
-    let most = s.splat(f32::MAX);
-    let scale = s.min(scales.scales[if F::HALVES { half } else { 0 }], most);
+    let most = s.splat(f32::INFINITY);
+    let scale = scales.scales[if F::HALVES { half } else { 0 }];
     let min = if F::MINS { scales.min } else { s.splat(0.0) };
-    let min = s.mul_add(scale, s.splat(-f32::from(F::ZERO)), min);
-    (scale, s.min(min, most))
+    (s.min(scale, most), s.min(min, most))
 }
 
 /// Rounds to bfloat16, ties away from zero: `even` to the low, `odd` to the high halves.
