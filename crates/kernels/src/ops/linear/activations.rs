@@ -125,6 +125,9 @@ impl Operation for QuantizeTile<'_> {
     }
 }
 
+/// 1.5 × 2^23: around it, floats are whole numbers.
+const INTEGERS: f32 = 12_582_912.0;
+
 #[inline(always)]
 fn quantize_block(x: &[f32; CHUNK]) -> ([i8; CHUNK], Side) {
     // Magnitudes compare as integers, with infinity and NaN above all numbers.
@@ -146,16 +149,17 @@ fn quantize_block(x: &[f32; CHUNK]) -> ([i8; CHUNK], Side) {
         return (quants, Side::default());
     }
     let inverse = 1.0 / scale;
-    let mut sums = [0_i32; 2];
-    for (half, sum) in sums.iter_mut().enumerate() {
-        for i in 16 * half..16 * half + 16 {
-            let q = (x[i] * inverse).round_ties_even() as i32;
-            // Rounding of the product may reach 127.5 only beyond the largest; the minimum is for -128, which AVX2 cannot take.
-            let q = q.clamp(-127, 127);
-            *sum += q;
-            quants[i] = q as i8;
-        }
+    let mut rounded = [0_i32; CHUNK];
+    for (q, x) in rounded.iter_mut().zip(x) {
+        // Rounded to even by what is added: the sum's last bit is worth 1. Vectors do that, unlike a cast, which saturates.
+        *q = (x * inverse + INTEGERS).to_bits() as i32 - INTEGERS.to_bits() as i32;
+        // Rounding of the product may reach 127.5 only beyond the largest; the minimum is for -128, which AVX2 cannot take.
+        *q = (*q).clamp(-127, 127);
     }
+    for (out, q) in quants.iter_mut().zip(rounded) {
+        *out = q as i8;
+    }
+    let sums = [0, 16].map(|first| rounded[first..first + 16].iter().sum::<i32>());
     let side = Side {
         scale,
         sum: scale * (sums[0] + sums[1]) as f32,

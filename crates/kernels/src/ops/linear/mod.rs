@@ -18,6 +18,7 @@ use crate::Matrix;
 use crate::arch::tiles::TileUnit;
 use crate::arch::{Operation, Simd, TiledOperation, Token};
 use crate::formats::{Format, PANEL_ROWS, with_format};
+use crate::machine;
 use crate::pool::{Pool, SharedSlice, lock};
 
 use activations::Activations;
@@ -29,6 +30,8 @@ const TASK_BYTES: usize = 32 << 10;
 pub(crate) struct Scratch {
     activations: Activations,
     rounded: tiled::Activations,
+    /// As this processor reads faster ([`panel`]).
+    in_pairs: bool,
     /// For each thread of the pool.
     threads: Vec<Mutex<ThreadScratch>>,
 }
@@ -45,6 +48,7 @@ impl Scratch {
         Self {
             activations: Activations::default(),
             rounded: tiled::Activations::default(),
+            in_pairs: machine::is_intel(),
             threads: (0..threads).map(|_| Mutex::default()).collect(),
         }
     }
@@ -92,6 +96,7 @@ fn multiply(
     let Scratch {
         activations,
         rounded,
+        in_pairs,
         threads,
     } = &*scratch;
     let tasks = products.iter().map(Product::tasks).sum();
@@ -119,7 +124,7 @@ fn multiply(
                 let scratch = &mut scratch.tiled;
                 isa.run_tiled(MultiplyTiles { format, activations: rounded, rows, out, scratch });
             } else {
-                isa.run(MultiplyPanels { format, activations, rows, out });
+                isa.run(MultiplyPanels { format, activations, in_pairs: *in_pairs, rows, out });
             },
             _ => unreachable!("float weights are not rounded"),
         );
@@ -215,6 +220,7 @@ impl Operation for MultiplyFloats<'_> {
 struct MultiplyPanels<'a, F> {
     format: F,
     activations: &'a Activations,
+    in_pairs: bool,
     rows: Rows<'a>,
     out: Columns<'a>,
 }
@@ -228,7 +234,10 @@ impl<F: Format> Operation for MultiplyPanels<'_, F> {
         if !S::INTEGERS {
             unreachable!("the scalar instruction set multiplies floats");
         }
-        panel::multiply(s, self.format, &self.rows, self.activations, &self.out);
+        let Self {
+            format, rows, out, ..
+        } = self;
+        panel::multiply(s, format, &rows, self.activations, self.in_pairs, &out);
     }
 }
 

@@ -151,12 +151,17 @@ fn bits(out: Vec<f32>) -> Vec<u32> {
     out.into_iter().map(f32::to_bits).collect()
 }
 
-/// Returns the product on an instruction set, with some threads.
+/// Returns the product on an instruction set, with some threads. It is the same however panels are read.
 fn product(threads: usize, token: Token, matrix: &Matrix, x: &[f32]) -> Vec<f32> {
     let pool = Pool::new(threads, false, |_| ()).unwrap();
-    let mut out = vec![f32::NAN; x.len() / matrix.cols() * matrix.rows()];
-    let products = [(matrix, &mut *out)];
-    linear_many(&pool, token, &mut Scratch::new(threads), x, products);
+    let mut scratch = Scratch::new(threads);
+    let [out, other] = [true, false].map(|in_pairs| {
+        scratch.in_pairs = in_pairs;
+        let mut out = vec![f32::NAN; x.len() / matrix.cols() * matrix.rows()];
+        linear_many(&pool, token, &mut scratch, x, [(matrix, &mut *out)]);
+        out
+    });
+    assert_eq!(bits(out.clone()), bits(other), "{:?}", matrix.layout());
     out
 }
 
