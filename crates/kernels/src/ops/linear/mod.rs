@@ -30,7 +30,7 @@ const TASK_BYTES: usize = 32 << 10;
 pub(crate) struct Scratch {
     activations: Activations,
     rounded: tiled::Activations,
-    /// As this processor reads faster ([`panel`]).
+    /// Whether few tokens read two panels at once and always ask for what comes ([`panel`]): so on Intel.
     in_pairs: bool,
     /// For each thread of the pool.
     threads: Vec<Mutex<ThreadScratch>>,

@@ -151,17 +151,15 @@ fn bits(out: Vec<f32>) -> Vec<u32> {
     out.into_iter().map(f32::to_bits).collect()
 }
 
-/// Returns the product on an instruction set, with some threads. It is the same however panels are read.
+/// Returns the product on an instruction set, with some threads.
 fn product(threads: usize, token: Token, matrix: &Matrix, x: &[f32]) -> Vec<f32> {
-    let pool = Pool::new(threads, false, |_| ()).unwrap();
-    let mut scratch = Scratch::new(threads);
-    let [out, other] = [true, false].map(|in_pairs| {
-        scratch.in_pairs = in_pairs;
-        let mut out = vec![f32::NAN; x.len() / matrix.cols() * matrix.rows()];
-        linear_many(&pool, token, &mut scratch, x, [(matrix, &mut *out)]);
-        out
-    });
-    assert_eq!(bits(out.clone()), bits(other), "{:?}", matrix.layout());
+    product_with(&mut Scratch::new(threads), token, matrix, x)
+}
+
+fn product_with(scratch: &mut Scratch, token: Token, matrix: &Matrix, x: &[f32]) -> Vec<f32> {
+    let pool = Pool::new(scratch.threads.len(), false, |_| ()).unwrap();
+    let mut out = vec![f32::NAN; x.len() / matrix.cols() * matrix.rows()];
+    linear_many(&pool, token, scratch, x, [(matrix, &mut *out)]);
     out
 }
 
@@ -181,7 +179,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(160.min(ProptestConfig::default().cases)))]
 
     #[test]
-    fn quantized_products_agree(case in case(1..tiled::TOKENS_MIN)) {
+    fn quantized_products_agree(case in prop_oneof![case(1..5), case(1..tiled::TOKENS_MIN)]) {
         let Case { matrix, x } = case;
         let (layout, rows, cols) = (matrix.layout(), matrix.rows(), matrix.cols());
         let tokens = x.len() / cols;
@@ -272,6 +270,54 @@ proptest! {
         prop_assert_eq!(&last, &out[out.len() - last.len()..], "{:?}, another batch", layout);
         if let Some(amx) = Token::new(Isa::Amx) {
             prop_assert_eq!(bits(product(3, amx, &matrix, &x)), out, "{:?}, on the processor", layout);
+        }
+    }
+}
+
+/// In tasks that start anywhere, of even and odd numbers of panels, with a last one that is not whole.
+#[test]
+fn panels_read_in_pairs_give_the_same_bits() {
+    let quantized = Dtype::ALL.into_iter().filter(|dtype| dtype.is_quantized());
+    let gguf = quantized.map(|dtype| {
+        let (rows, cols) = (3 * 32 + 24, 4 * 256);
+        let bytes = (0..rows * dtype.row_bytes(cols).unwrap()).map(|i| (48 + i * 7 % 13) as u8);
+        Matrix::new(dtype, rows, cols, bytes.collect()).unwrap()
+    });
+    let mlx = [2, 3, 4, 5, 6, 8].map(|bits| {
+        let (rows, cols) = (5 * 32 + 16 + 7, 8 * 64);
+        let bytes =
+            |count: usize| -> Vec<u8> { (0..count).map(|i| (48 + i * 7 % 13) as u8).collect() };
+        let (codes, scales) = (bytes(rows * cols * bits / 8), bytes(rows * cols / 64 * 2));
+        let format = crate::MlxFormat::Affine {
+            bits,
+            group: 64,
+            floats: Dtype::F16,
+        };
+        let arrays = crate::MlxArrays {
+            codes: &codes,
+            scales: &scales,
+            biases: &scales,
+            global_scale: None,
+        };
+        Matrix::from_mlx(format, rows, cols, arrays).unwrap()
+    });
+    let isas = || Isa::ALL.into_iter().filter(|&isa| isa != Isa::Scalar);
+    for matrix in gguf.chain(mlx) {
+        let x: Vec<f32> = (0..9 * matrix.cols())
+            .map(|i| (i as f32 * 0.37).sin())
+            .collect();
+        for tokens in [1, 2, 3, 4, 5, 9] {
+            let x = &x[..tokens * matrix.cols()];
+            for token in isas().filter_map(Token::new) {
+                for threads in [1, 3] {
+                    let [alone, in_pairs] = [false, true].map(|in_pairs| {
+                        let mut scratch = Scratch::new(threads);
+                        scratch.in_pairs = in_pairs;
+                        bits(product_with(&mut scratch, token, &matrix, x))
+                    });
+                    assert_eq!(alone, in_pairs, "{:?}, {tokens} tokens", matrix.layout());
+                }
+            }
         }
     }
 }
