@@ -22,8 +22,8 @@ const KERNELS: [&str; 4] = ["decode", "decode-q4_k", "prefill", "attention"];
 const TOLERANCE: f64 = 0.03;
 const HEADER: &str = "\
 # Instructions of one call, with AVX2: a product of 256 x 2048 weights in Q4_0 with 1 token (decode) and 64 (prefill), the
-# former in Q4_K as well, and the attention of one token of 8 heads in 2 groups to 512 positions. Written by
-# `cargo xtask instructions --record`.
+# former in Q4_K as well, and the attention of one token of 8 heads in 2 groups to 512 positions. Valgrind's processor is one of
+# Intel's, so one token reads panels in pairs. Written by `cargo xtask instructions --record`.
 ";
 
 /// Runs the check, or the recording.

@@ -152,8 +152,8 @@ fn quantize_block(x: &[f32; CHUNK]) -> ([i8; CHUNK], Side) {
     let mut rounded = [0_i32; CHUNK];
     for (q, x) in rounded.iter_mut().zip(x) {
         // Rounded to even by what is added: the sum's last bit is worth 1. Vectors do that, unlike a cast, which saturates.
-        *q = (x * inverse + INTEGERS).to_bits() as i32 - INTEGERS.to_bits() as i32;
         // Never -128, which AVX2 cannot take: three roundings move 127 by less than a half.
+        *q = (x * inverse + INTEGERS).to_bits() as i32 - INTEGERS.to_bits() as i32;
     }
     for (out, q) in quants.iter_mut().zip(rounded) {
         *out = q as i8;

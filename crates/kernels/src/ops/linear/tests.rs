@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::formats::CHUNK;
-use crate::{Cpu, CpuConfig, Dtype, Isa};
+use crate::{Cpu, CpuConfig, Dtype, Isa, MlxArrays, MlxFormat};
 
 /// Offsets of the half-precision fields of a block.
 fn f16_fields(dtype: Dtype) -> &'static [usize] {
@@ -277,38 +277,42 @@ proptest! {
 /// In tasks that start anywhere, of even and odd numbers of panels, with a last one that is not whole.
 #[test]
 fn panels_read_in_pairs_give_the_same_bits() {
+    let bytes = |count: usize| -> Vec<u8> { (0..count).map(|i| (48 + i * 7 % 13) as u8).collect() };
     let quantized = Dtype::ALL.into_iter().filter(|dtype| dtype.is_quantized());
     let gguf = quantized.map(|dtype| {
         let (rows, cols) = (3 * 32 + 24, 4 * 256);
-        let bytes = (0..rows * dtype.row_bytes(cols).unwrap()).map(|i| (48 + i * 7 % 13) as u8);
-        Matrix::new(dtype, rows, cols, bytes.collect()).unwrap()
+        let bytes = bytes(rows * dtype.row_bytes(cols).unwrap());
+        Matrix::new(dtype, rows, cols, bytes).unwrap()
     });
-    let mlx = [2, 3, 4, 5, 6, 8].map(|bits| {
+    let affine = [2, 3, 4, 5, 6, 8].map(|bits| MlxFormat::Affine {
+        bits,
+        group: 64,
+        floats: Dtype::F16,
+    });
+    let floats = [MlxFormat::MxFp4, MlxFormat::NvFp4];
+    let mlx = affine.into_iter().chain(floats).map(|format| {
         let (rows, cols) = (5 * 32 + 16 + 7, 8 * 64);
-        let bytes =
-            |count: usize| -> Vec<u8> { (0..count).map(|i| (48 + i * 7 % 13) as u8).collect() };
-        let (codes, scales) = (bytes(rows * cols * bits / 8), bytes(rows * cols / 64 * 2));
-        let format = crate::MlxFormat::Affine {
-            bits,
-            group: 64,
-            floats: Dtype::F16,
+        let (bits, scales, biases) = match format {
+            MlxFormat::Affine { bits, .. } => (bits, cols / 64 * 2, cols / 64 * 2),
+            MlxFormat::MxFp4 => (4, cols / 32, 0),
+            _ => (4, cols / 16, 0),
         };
-        let arrays = crate::MlxArrays {
-            codes: &codes,
-            scales: &scales,
-            biases: &scales,
+        let arrays = MlxArrays {
+            codes: &bytes(rows * cols * bits / 8),
+            scales: &bytes(rows * scales),
+            biases: &bytes(rows * biases),
             global_scale: None,
         };
         Matrix::from_mlx(format, rows, cols, arrays).unwrap()
     });
-    let isas = || Isa::ALL.into_iter().filter(|&isa| isa != Isa::Scalar);
+    let vectors = || Isa::ALL.into_iter().filter(|&isa| isa != Isa::Scalar);
     for matrix in gguf.chain(mlx) {
         let x: Vec<f32> = (0..9 * matrix.cols())
             .map(|i| (i as f32 * 0.37).sin())
             .collect();
         for tokens in [1, 2, 3, 4, 5, 9] {
             let x = &x[..tokens * matrix.cols()];
-            for token in isas().filter_map(Token::new) {
+            for token in vectors().filter_map(Token::new) {
                 for threads in [1, 3] {
                     let [alone, in_pairs] = [false, true].map(|in_pairs| {
                         let mut scratch = Scratch::new(threads);
