@@ -262,6 +262,7 @@ impl Cpu {
             spans,
             heads,
             scale,
+            in_pairs: machine::is_intel(),
         };
         attention.run(&self.pool, self.token, &self.attention, out);
     }

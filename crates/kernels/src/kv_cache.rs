@@ -211,6 +211,7 @@ impl KvCache {
     }
 
     /// Returns which run a head in a page is.
+    #[inline(always)]
     fn run(&self, layer: usize, page: u32, head: usize) -> usize {
         let KvShape {
             layers,
@@ -223,6 +224,7 @@ impl KvCache {
         (page * layers + layer) * kv_heads + head
     }
 
+    #[inline(always)]
     fn numbers_of(&self, run: usize) -> Range<usize> {
         let keys = self.shape.head_dim * self.token_stride;
         let len = keys + self.shape.page_tokens * self.head_stride;
@@ -251,6 +253,17 @@ impl<'a, E> Numbers<'a, E> {
         let cache = self.cache;
         let numbers = &self.numbers[cache.numbers_of(cache.run(layer, page, head))];
         numbers.split_at(cache.shape.head_dim * cache.token_stride)
+    }
+
+    #[inline(always)]
+    pub(crate) fn page_tokens(&self) -> usize {
+        self.cache.shape.page_tokens
+    }
+
+    /// Returns the widths of a row of keys and of one of values.
+    #[inline(always)]
+    pub(crate) fn strides(&self) -> [usize; 2] {
+        [self.cache.token_stride, self.cache.head_stride]
     }
 
     /// Returns what a number counts in the key and in the value of each position, `token_stride` of both, where that differs.

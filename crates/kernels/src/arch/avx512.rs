@@ -38,8 +38,13 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn load_f16(self, from: &[u16]) -> __m512 {
         assert!(from.len() >= 16);
+        // Not `_mm512_cvtph_ps`, which keeps exceptions quiet: that form takes no memory, and needs a shuffle.
         // SAFETY: `self` proves the features, and 32 bytes are there.
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+        unsafe {
+            _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(
+                from.as_ptr().cast(),
+            ))
+        }
     }
 
     #[inline(always)]
@@ -56,7 +61,11 @@ impl Simd for Avx512 {
     fn load_f16_bytes(self, from: &[u8]) -> __m512 {
         assert!(from.len() >= 32);
         // SAFETY: `self` proves the features, and 32 bytes are there.
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+        unsafe {
+            _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(
+                from.as_ptr().cast(),
+            ))
+        }
     }
 
     #[inline(always)]

@@ -5,6 +5,7 @@ use crate::KvCache;
 use crate::arch::Token;
 use crate::pool::{Pool, SharedSlice, lock};
 
+mod pages;
 mod part;
 mod partial;
 
@@ -63,6 +64,8 @@ pub(crate) struct Attention<'a> {
     pub(crate) spans: &'a [AttentionSpan<'a>],
     pub(crate) heads: &'a HeadMap,
     pub(crate) scale: f32,
+    /// Whether pages are read two at a time.
+    pub(crate) in_pairs: bool,
 }
 
 /// Memory kept between calls.
@@ -253,3 +256,6 @@ impl Tile<'_> {
         self.span.start as usize + i / self.heads.len() + 1
     }
 }
+
+#[cfg(test)]
+mod tests;

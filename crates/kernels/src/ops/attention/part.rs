@@ -1,3 +1,4 @@
+use super::pages::{Element, HeadPages};
 use super::partial::Partial;
 use super::{Attention, TILE_MAX, Tile};
 use crate::arch::{Operation, Simd};
@@ -14,8 +15,6 @@ pub(super) struct PartScratch {
 
 /// Positions whose weights are computed at once; their keys and values stay in the nearest cache meanwhile.
 const BLOCK_TOKENS: usize = 128;
-/// What the processor fetches at once.
-const LINE_BYTES: usize = 64;
 
 /// Computes the attention of a tile over one part of its positions.
 pub(super) struct AttendPart<'a, 'b> {
@@ -60,24 +59,35 @@ impl Operation for AttendPart<'_, '_> {
 impl AttendPart<'_, '_> {
     #[inline(always)]
     fn attend_to<S: Simd, E: Element>(self, s: S, kept: Numbers<'_, E>) {
-        // Sums under way at once are queries × vectors, of scores and of values: enough to fill the pipelines, few enough for
-        // the registers, of which AVX-512 has twice as many; there the queries of scores come straight from memory.
-        match (self.tile.range.len(), S::LANES) {
-            (0, _) => {}
-            (1, _) => self.attend::<S, E, 1, 2, 2>(s, kept),
-            (2..=4, 16) => self.attend::<S, E, 4, 1, 4>(s, kept),
-            (2..=4, _) => self.attend::<S, E, 4, 2, 2>(s, kept),
-            (_, 16) => self.attend::<S, E, TILE_MAX, 1, 2>(s, kept),
-            _ => self.attend::<S, E, TILE_MAX, 1, 1>(s, kept),
+        // Sums under way at once are queries × vectors, of scores (and pages) and of values: enough to fill the pipelines, few
+        // enough for the registers, of which AVX-512 has twice as many.
+        match (self.tile.range.len(), S::LANES, self.attention.in_pairs) {
+            (0, ..) => {}
+            (1, 16, true) => self.attend::<S, E, 1, 2, 4, 2>(s, kept),
+            (1, ..) => self.attend::<S, E, 1, 2, 2, 1>(s, kept),
+            (2..=4, 16, true) => self.attend::<S, E, 4, 2, 4, 2>(s, kept),
+            (2..=4, 16, false) => self.attend::<S, E, 4, 1, 4, 1>(s, kept),
+            (2..=4, ..) => self.attend::<S, E, 4, 2, 2, 1>(s, kept),
+            (_, 16, true) => self.attend::<S, E, TILE_MAX, 1, 2, 2>(s, kept),
+            (_, 16, false) => self.attend::<S, E, TILE_MAX, 1, 2, 1>(s, kept),
+            _ => self.attend::<S, E, TILE_MAX, 1, 1, 1>(s, kept),
         }
     }
 
-    /// Goes through the part block by block. Queries beyond the tile are zero and see nothing.
+    /// Goes through the part block by block, and there through `P` pages side by side. Queries beyond the tile are zero and
+    /// see nothing.
     ///
     /// A position that a query may not see gets weight 0, so a NaN among the values of a later
     /// token of the same span can reach earlier queries of its tile; other sequences it cannot reach.
     #[inline(always)]
-    fn attend<S: Simd, E: Element, const Q: usize, const K: usize, const V: usize>(
+    fn attend<
+        S: Simd,
+        E: Element,
+        const Q: usize,
+        const K: usize,
+        const V: usize,
+        const P: usize,
+    >(
         mut self,
         s: S,
         kept: Numbers<'_, E>,
@@ -85,38 +95,28 @@ impl AttendPart<'_, '_> {
         self.load_queries::<Q>();
         let Attention { cache, layer, .. } = *self.attention;
         let page_tokens = cache.shape().page_tokens;
-        let (token_stride, head_stride) = (cache.token_stride(), cache.head_stride());
+        let token_stride = cache.token_stride();
         let block_pages = (BLOCK_TOKENS / page_tokens).max(1);
         let row = block_pages * token_stride;
         let PartScratch { queries, scores } = self.scratch;
         scores.resize(Q * row, 0.0);
 
         let pages = &self.tile.span.pages[..self.tile.end.div_ceil(page_tokens)];
-        let head = |page| kept.head(layer, page, self.tile.kv_head);
+        let head = HeadPages::<E, P> {
+            kept,
+            layer,
+            head: self.tile.kv_head,
+            pages,
+            positions: self.tile.end,
+            ahead: block_pages,
+        };
         let scales = |i: usize| kept.scales(layer, pages[i], self.tile.kv_head);
-        let next = |i: usize| head(*pages.get(i + block_pages).unwrap_or(&pages[i]));
-        let keys = |i: usize| Page {
-            rows: head(pages[i]).0,
-            next: next(i).0,
-            stride: token_stride,
-        };
-        let values = |i: usize| {
-            let count = page_tokens.min(self.tile.end - i * page_tokens);
-            Page {
-                rows: &head(pages[i]).1[..count * head_stride],
-                next: next(i).1,
-                stride: head_stride,
-            }
-        };
         let first = self.part * self.attention.part_pages();
         let end = pages.len().min(first + self.attention.part_pages());
         for block in (first..end).step_by(block_pages) {
             let range = block..end.min(block + block_pages);
             let used = range.len() * token_stride;
-            for i in range.clone() {
-                let scores = &mut scores[(i - block) * token_stride..];
-                score_page::<S, E, Q, K>(s, queries, keys(i), scores, row);
-            }
+            head.score::<S, Q, K>(s, range.clone(), queries, scores, row);
             for q in 0..Q {
                 let scores = &mut scores[q * row..][..used];
                 let query = self.tile.range.clone().nth(q);
@@ -143,10 +143,7 @@ impl AttendPart<'_, '_> {
                     }
                 }
             }
-            for i in range {
-                let weights = &scores[(i - block) * token_stride..];
-                add_values::<S, E, Q, V>(s, weights, row, values(i), self.out.all_sums);
-            }
+            head.add::<S, Q, V>(s, range, scores, row, self.out.all_sums);
         }
     }
 
@@ -167,158 +164,6 @@ impl AttendPart<'_, '_> {
             }
         }
     }
-}
-
-/// What numbers are kept as.
-trait Element: Copy {
-    /// Loads a vector of them.
-    fn load<S: Simd>(s: S, from: &[Self]) -> S::F32;
-}
-
-/// The bits of a number in half precision.
-impl Element for u16 {
-    #[inline(always)]
-    fn load<S: Simd>(s: S, from: &[Self]) -> S::F32 {
-        s.load_f16(from)
-    }
-}
-
-impl Element for i8 {
-    #[inline(always)]
-    fn load<S: Simd>(s: S, from: &[Self]) -> S::F32 {
-        s.load_i8(from)
-    }
-}
-
-/// Keys or values of a head in one page.
-#[derive(Clone, Copy)]
-struct Page<'a, E> {
-    rows: &'a [E],
-    /// Those of the page that takes this one's place in the next block. Pages are anywhere in memory, which the processor
-    /// cannot foresee: it is told.
-    next: &'a [E],
-    /// Width of a row.
-    stride: usize,
-}
-
-/// `scores[q, p] = Σ queries[d, q] × keys[d, p]` for all places of a page, used or not.
-#[inline(always)]
-fn score_page<S: Simd, E: Element, const Q: usize, const V: usize>(
-    s: S,
-    queries: &[f32],
-    keys: Page<'_, E>,
-    scores: &mut [f32],
-    row: usize,
-) {
-    let mut p = 0;
-    while p + V * S::LANES <= keys.stride {
-        score_vectors::<S, E, Q, V>(s, queries, keys, p, scores, row);
-        p += V * S::LANES;
-    }
-    while p < keys.stride {
-        score_vectors::<S, E, Q, 1>(s, queries, keys, p, scores, row);
-        p += S::LANES;
-    }
-}
-
-/// Does so for `V` vectors from place `p` on.
-#[inline(always)]
-fn score_vectors<S: Simd, E: Element, const Q: usize, const V: usize>(
-    s: S,
-    queries: &[f32],
-    keys: Page<'_, E>,
-    p: usize,
-    scores: &mut [f32],
-    row: usize,
-) {
-    let mut dots = [[s.splat(0.0); V]; Q];
-    let rows = keys.rows.chunks_exact(keys.stride);
-    let rows = rows.zip(keys.next.chunks_exact(keys.stride));
-    for ((keys, next), queries) in rows.zip(queries.as_chunks::<Q>().0) {
-        let key = load::<S, E, V>(s, &keys[p..], &next[p..]);
-        for q in 0..Q {
-            let query = s.splat(queries[q]);
-            for v in 0..V {
-                dots[q][v] = s.mul_add(query, key[v], dots[q][v]);
-            }
-        }
-    }
-    for (q, dots) in dots.into_iter().enumerate() {
-        for (v, dot) in dots.into_iter().enumerate() {
-            s.store(dot, &mut scores[q * row + p + v * S::LANES..]);
-        }
-    }
-}
-
-/// `sums[q, d] += Σ weights[q, p] × values[p, d]` for all positions of a page.
-#[inline(always)]
-fn add_values<S: Simd, E: Element, const Q: usize, const V: usize>(
-    s: S,
-    weights: &[f32],
-    row: usize,
-    values: Page<'_, E>,
-    sums: &mut [f32],
-) {
-    let mut d = 0;
-    while d + V * S::LANES <= values.stride {
-        add_vectors::<S, E, Q, V>(s, weights, row, values, d, sums);
-        d += V * S::LANES;
-    }
-    while d < values.stride {
-        add_vectors::<S, E, Q, 1>(s, weights, row, values, d, sums);
-        d += S::LANES;
-    }
-}
-
-/// Does so for `V` vectors from dimension `d` on.
-#[inline(always)]
-fn add_vectors<S: Simd, E: Element, const Q: usize, const V: usize>(
-    s: S,
-    weights: &[f32],
-    row: usize,
-    values: Page<'_, E>,
-    d: usize,
-    sums: &mut [f32],
-) {
-    let rows = values.rows.chunks_exact(values.stride);
-    let rows = rows.zip(values.next.chunks_exact(values.stride));
-    // The loop's own count, so that no index is checked within it: a check there cost the sums their registers.
-    let positions = rows.len();
-    let mut own = [weights; Q];
-    let mut parts = [[s.splat(0.0); V]; Q];
-    for (q, parts) in parts.iter_mut().enumerate() {
-        own[q] = &weights[q * row..][..positions];
-        for (v, part) in parts.iter_mut().enumerate() {
-            *part = s.load(&sums[q * values.stride + d + v * S::LANES..]);
-        }
-    }
-    for (p, (values, next)) in (0..positions).zip(rows) {
-        let value = load::<S, E, V>(s, &values[d..], &next[d..]);
-        for q in 0..Q {
-            let weight = s.splat(own[q][p]);
-            for v in 0..V {
-                parts[q][v] = s.mul_add(weight, value[v], parts[q][v]);
-            }
-        }
-    }
-    for (q, parts) in parts.into_iter().enumerate() {
-        for (v, part) in parts.into_iter().enumerate() {
-            s.store(part, &mut sums[q * values.stride + d + v * S::LANES..]);
-        }
-    }
-}
-
-/// Loads `V` vectors, and asks for those at the same place of the page to come.
-#[inline(always)]
-fn load<S: Simd, E: Element, const V: usize>(s: S, from: &[E], next: &[E]) -> [S::F32; V] {
-    for line in next[..V * S::LANES].chunks(LINE_BYTES / size_of::<E>()) {
-        s.prefetch(line.as_ptr().cast());
-    }
-    let mut vectors = [s.splat(0.0); V];
-    for (v, vector) in vectors.iter_mut().enumerate() {
-        *vector = E::load(s, &from[v * S::LANES..]);
-    }
-    vectors
 }
 
 /// `x[i] *= by[i]`.
