@@ -21,6 +21,13 @@ impl Avx512 {
         // SAFETY: a value of this type exists only where the processor has these features.
         unsafe { enter(self, operation) }
     }
+
+    /// Like `_mm512_cvtph_ps`, but that suppresses exceptions, a form that takes no memory operand and costs a shuffle.
+    #[inline(always)]
+    fn convert_halves(self, bits: __m256i) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(bits) }
+    }
 }
 
 impl Simd for Avx512 {
@@ -38,13 +45,8 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn load_f16(self, from: &[u16]) -> __m512 {
         assert!(from.len() >= 16);
-        // Not `_mm512_cvtph_ps`, which keeps exceptions quiet: that form takes no memory, and needs a shuffle.
         // SAFETY: `self` proves the features, and 32 bytes are there.
-        unsafe {
-            _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(
-                from.as_ptr().cast(),
-            ))
-        }
+        unsafe { self.convert_halves(_mm256_loadu_si256(from.as_ptr().cast())) }
     }
 
     #[inline(always)]
@@ -61,11 +63,7 @@ impl Simd for Avx512 {
     fn load_f16_bytes(self, from: &[u8]) -> __m512 {
         assert!(from.len() >= 32);
         // SAFETY: `self` proves the features, and 32 bytes are there.
-        unsafe {
-            _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(
-                from.as_ptr().cast(),
-            ))
-        }
+        unsafe { self.convert_halves(_mm256_loadu_si256(from.as_ptr().cast())) }
     }
 
     #[inline(always)]

@@ -64,7 +64,7 @@ pub(crate) struct Attention<'a> {
     pub(crate) spans: &'a [AttentionSpan<'a>],
     pub(crate) heads: &'a HeadMap,
     pub(crate) scale: f32,
-    /// Whether pages are read two at a time.
+    /// Whether vectors of 16 numbers read pages two at a time.
     pub(crate) in_pairs: bool,
 }
 

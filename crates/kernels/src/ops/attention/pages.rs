@@ -5,15 +5,14 @@ use crate::arch::Simd;
 use crate::kv_cache::Numbers;
 
 /// The pages of a sequence, of which one head in one layer is read, up to `P` pages side by side.
-#[derive(Clone, Copy)]
 pub(super) struct HeadPages<'a, E, const P: usize> {
     pub(super) kept: Numbers<'a, E>,
     pub(super) layer: usize,
     pub(super) head: usize,
     pub(super) pages: &'a [u32],
-    /// Positions that are used, to within the last page.
+    /// Positions that are used; the last of them is in the last page.
     pub(super) positions: usize,
-    /// How many pages ahead of those that are read are asked for.
+    /// How far ahead, in pages, of one that is read another is asked for.
     pub(super) ahead: usize,
 }
 
@@ -44,7 +43,7 @@ impl<E: Element, const P: usize> HeadPages<'_, E, P> {
     /// `sums[q, d] += Σ weights[q, p] × values[p, d]` for the used places of some pages; weights lie as scores do. `V` vectors are
     /// under way at once.
     ///
-    /// The order of a sum is the same whether a later position is used, with weight 0, or not used yet.
+    /// The order of a sum of finite values is the same whether a later position is used, with weight 0, or not used yet.
     #[inline(always)]
     pub(super) fn add<S: Simd, const Q: usize, const V: usize>(
         &self,
@@ -63,12 +62,15 @@ impl<E: Element, const P: usize> HeadPages<'_, E, P> {
             let positions = 0..used(i + P - 1);
             values.add::<S, Q, V>(s, positions, &weights[i * stride..], [row, stride], sums);
         }
-        // What has no other beside it: a page, or the end of one whose neighbour has less.
+        const { assert!(P <= 2, "one page at most is left alone") };
         let last = pages.len() - 1;
-        let alone = match (grouped == pages.len(), used(last) < page_tokens) {
-            (false, _) => Some((last, 0..used(last))),
-            (true, true) if P > 1 => Some((last - 1, used(last)..page_tokens)),
-            _ => None,
+        let alone = if grouped < pages.len() {
+            Some((last, 0..used(last)))
+        } else if P == 2 && used(last) < page_tokens {
+            // The rest of a full page beside a partly used one.
+            Some((last - 1, used(last)..page_tokens))
+        } else {
+            None
         };
         if let Some((i, positions)) = alone {
             let values = self.values::<1>(pages.start + i);
@@ -141,6 +143,7 @@ impl Element for i8 {
 const LINE_BYTES: usize = 64;
 
 impl<E: Element, const N: usize> Rows<'_, E, N> {
+    /// `scores[q, p] = Σ queries[d, q] × keys[d, p]` for all places of the pages.
     #[inline(always)]
     fn score<S: Simd, const Q: usize, const V: usize>(
         &self,
@@ -160,7 +163,7 @@ impl<E: Element, const N: usize> Rows<'_, E, N> {
         }
     }
 
-    /// Does so from place `p` on.
+    /// Does so for places from `p` on.
     #[inline(always)]
     fn score_vectors<S: Simd, const Q: usize, const V: usize>(
         &self,
@@ -193,7 +196,7 @@ impl<E: Element, const N: usize> Rows<'_, E, N> {
         }
     }
 
-    /// Adds `positions` of the pages, which take turns. The weights of a query are `row` apart from those of the next, and within
+    /// `sums[q, d] += Σ weights[q, p] × values[p, d]` for `positions` of the pages, which take turns. The weights of a query are `row` apart from those of the next, and within
     /// them those of a page `page`.
     #[inline(always)]
     fn add<S: Simd, const Q: usize, const V: usize>(
@@ -207,7 +210,8 @@ impl<E: Element, const N: usize> Rows<'_, E, N> {
         let mut own = [[weights; N]; Q];
         for (q, own) in own.iter_mut().enumerate() {
             for (i, own) in own.iter_mut().enumerate() {
-                // The loop's own count, so that no index is checked within it: a check there cost the sums their registers.
+                // As long as the loop in `add_vectors` counts, so that it checks no weight's index: that cost the sums their
+                // registers.
                 *own = &weights[q * row + i * page..][..positions.end];
             }
         }

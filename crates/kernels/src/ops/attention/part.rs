@@ -59,8 +59,8 @@ impl Operation for AttendPart<'_, '_> {
 impl AttendPart<'_, '_> {
     #[inline(always)]
     fn attend_to<S: Simd, E: Element>(self, s: S, kept: Numbers<'_, E>) {
-        // Sums under way at once are queries × vectors, of scores (and pages) and of values: enough to fill the pipelines, few
-        // enough for the registers, of which AVX-512 has twice as many.
+        // Sums under way at once are queries × vectors × pages of scores, and queries × vectors of values: as many as the
+        // registers hold, of which AVX-512 has twice as many; with AVX2, pages in pairs were slower. One query waits for memory.
         match (self.tile.range.len(), S::LANES, self.attention.in_pairs) {
             (0, ..) => {}
             (1, 16, true) => self.attend::<S, E, 1, 2, 4, 2>(s, kept),
@@ -102,7 +102,7 @@ impl AttendPart<'_, '_> {
         scores.resize(Q * row, 0.0);
 
         let pages = &self.tile.span.pages[..self.tile.end.div_ceil(page_tokens)];
-        let head = HeadPages::<E, P> {
+        let kept_pages = HeadPages::<E, P> {
             kept,
             layer,
             head: self.tile.kv_head,
@@ -116,7 +116,7 @@ impl AttendPart<'_, '_> {
         for block in (first..end).step_by(block_pages) {
             let range = block..end.min(block + block_pages);
             let used = range.len() * token_stride;
-            head.score::<S, Q, K>(s, range.clone(), queries, scores, row);
+            kept_pages.score::<S, Q, K>(s, range.clone(), queries, scores, row);
             for q in 0..Q {
                 let scores = &mut scores[q * row..][..used];
                 let query = self.tile.range.clone().nth(q);
@@ -143,7 +143,7 @@ impl AttendPart<'_, '_> {
                     }
                 }
             }
-            head.add::<S, Q, V>(s, range, scores, row, self.out.all_sums);
+            kept_pages.add::<S, Q, V>(s, range, scores, row, self.out.all_sums);
         }
     }
 

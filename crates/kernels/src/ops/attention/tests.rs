@@ -11,7 +11,8 @@ struct Case {
 
 impl Case {
     fn new(format: KvFormat, page_tokens: usize, group: usize, positions: usize) -> Self {
-        let (kv_heads, head_dim) = (2, 24);
+        // Four vectors of 16 and one more, not whole.
+        let (kv_heads, head_dim) = (2, 72);
         let pages: Vec<u32> = (0..positions.div_ceil(page_tokens) as u32).rev().collect();
         let shape = KvShape {
             layers: 1,
@@ -41,6 +42,14 @@ impl Case {
         }
     }
 
+    /// Makes the key and the value of a position NaN.
+    fn spoil(&mut self, position: usize) {
+        let shape = self.cache.shape();
+        let row = vec![f32::NAN; shape.kv_heads * shape.head_dim];
+        self.cache
+            .write(0, &self.pages, position as u32, &row, &row);
+    }
+
     /// Returns the outputs of `tokens` positions from `start` on.
     fn outputs(&self, token: Token, in_pairs: bool, start: usize, tokens: usize) -> Vec<f32> {
         let width = self.heads.heads * self.cache.shape().head_dim;
@@ -64,30 +73,40 @@ impl Case {
     }
 }
 
-/// Pages in pairs, alone, and partly used, at the end of a block and within one. A token's outputs are the same bits whichever
-/// tokens are computed with it: what it does not see yet adds nothing.
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Pages in pairs (of vectors of 16 numbers only), alone, and partly used, at the end of a block and within one, in more than one
+/// part. A token's outputs are the same bits whichever tokens are computed with it: what it does not see yet adds nothing. What
+/// lies behind the last position, such as of another sequence, is not read.
 #[test]
 fn pages_read_in_pairs_agree_with_single_ones_and_do_not_depend_on_the_span() {
-    for (format, page_tokens, group) in [
-        (KvFormat::F16, 32, 4),
-        (KvFormat::F16, 20, 1),
-        (KvFormat::Q8, 16, 7),
-        (KvFormat::Q8, 48, 3),
+    for (format, page_tokens, group, positions) in [
+        (KvFormat::F16, 32, 4, 128 + 3 * 32 + 5),
+        (KvFormat::F16, 20, 1, PART_TOKENS + 47),
+        (KvFormat::F16, 40, 2, 3 * 40 + 95),
+        (KvFormat::Q8, 16, 7, 128 + 3 * 16 + 5),
+        (KvFormat::Q8, 48, 3, 128 + 3 * 48 + 5),
     ] {
-        let positions = 128 + 3 * page_tokens + 5;
-        let case = Case::new(format, page_tokens, group, positions);
         for token in Isa::ALL.into_iter().filter_map(Token::new) {
-            let [alone, in_pairs] = [false, true].map(|in_pairs| {
-                let all = case.outputs(token, in_pairs, 0, positions);
-                let width = all.len() / positions;
-                for (i, expected) in all.chunks_exact(width).enumerate() {
-                    let one = case.outputs(token, in_pairs, i, 1);
-                    assert_eq!(one, expected, "{format}, position {i}, pairs: {in_pairs}");
-                }
-                all
-            });
-            for (alone, in_pairs) in alone.iter().zip(in_pairs) {
+            let mut case = Case::new(format, page_tokens, group, positions);
+            let all = [false, true].map(|in_pairs| case.outputs(token, in_pairs, 0, positions));
+            for (alone, in_pairs) in all[0].iter().zip(&all[1]) {
                 assert!((alone - in_pairs).abs() < 2e-6, "{alone} {in_pairs}");
+            }
+            let width = all[0].len() / positions;
+            for i in (0..positions).rev() {
+                for (in_pairs, all) in [false, true].into_iter().zip(&all) {
+                    let one = case.outputs(token, in_pairs, i, 1);
+                    let expected = bits(&all[i * width..][..width]);
+                    assert_eq!(
+                        bits(&one),
+                        expected,
+                        "{format}, position {i}, pairs: {in_pairs}"
+                    );
+                }
+                case.spoil(i);
             }
         }
     }
