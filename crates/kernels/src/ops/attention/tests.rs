@@ -12,7 +12,7 @@ struct Case {
 impl Case {
     fn new(format: KvFormat, page_tokens: usize, group: usize, positions: usize) -> Self {
         // Four vectors of 16 and one more, not whole.
-        let (kv_heads, head_dim) = (2, 72);
+        let (kv_heads, head_dim) = (1, 72);
         let pages: Vec<u32> = (0..positions.div_ceil(page_tokens) as u32).rev().collect();
         let shape = KvShape {
             layers: 1,
@@ -97,7 +97,12 @@ fn pages_read_in_pairs_agree_with_single_ones_and_do_not_depend_on_the_span() {
             }
             let width = all[0].len() / positions;
             for i in (0..positions).rev() {
+                // Around the ends of pages, and some between; all of them take minutes on an emulated processor.
+                let is_checked = (i + 1) % page_tokens < 2 || i % 29 == 0;
                 for (in_pairs, all) in [false, true].into_iter().zip(&all) {
+                    if !is_checked {
+                        continue;
+                    }
                     let one = case.outputs(token, in_pairs, i, 1);
                     let expected = bits(&all[i * width..][..width]);
                     assert_eq!(
