@@ -162,6 +162,7 @@ copy_killed() {
 
 # Runs a test without end over `$1`, does `$2` to it once bytes flow, and wants an error that names a rank.
 disturbed() {
+    : >/tmp/err
     SHOAL_TRANSPORT=$1 timeout 600 /opt/shoal fabric test --nodes 2 --sizes 4K --rounds 2 --stress --seconds 600 --verbose >/tmp/out 2>/tmp/err &
     test=$!
     eventually grep -q 'stress:' /tmp/err || { cat /tmp/err; return 1; }

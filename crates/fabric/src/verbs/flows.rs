@@ -210,7 +210,8 @@ impl Flows {
         format!("a message came through {}", each.join(", and through "))
     }
 
-    fn failure(&self) -> Option<io::Error> {
+    /// Returns what has failed.
+    pub(crate) fn failure(&self) -> Option<io::Error> {
         let failed = self.flows.iter().find_map(|flow| {
             let reason = flow.failure()?;
             Some(format!("rdma: {reason} on {}", flow.pair.device().name))

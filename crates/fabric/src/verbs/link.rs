@@ -1,8 +1,8 @@
 //! One link over RDMA, beside the connection that it came from.
 //!
-//! Bytes go through queue pairs. The connection stays: its end is the end of the link, and before it the number of
-//! messages that the other end has sent goes over it, for the end must not overtake them. Whoever sleeps is woken by the
-//! devices where they can do that; where one cannot, the sleeper takes naps.
+//! Bytes go through queue pairs. The connection stays: its end is the end of the link, and before it goes the number of
+//! messages that the other end has sent, for the end must not overtake them, or else what has failed there. Whoever sleeps
+//! is woken by the devices where they can do that; where one cannot, the sleeper takes naps.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
@@ -40,7 +40,10 @@ impl RdmaLink {
 
     pub(crate) fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         match self.farewell.is_said() {
-            true => Err(io::ErrorKind::BrokenPipe.into()),
+            true => Err(self
+                .farewell
+                .failure()
+                .unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())),
             false => self.flows.write(parts).inspect(|count| {
                 if *count > 0 {
                     self.nap = NAP_MIN;
@@ -56,7 +59,10 @@ impl RdmaLink {
             Ok(0) if self.farewell.is_late(received) => {
                 Err(io::Error::other("rdma: its last messages were lost"))
             }
-            Ok(0) => Ok(self.farewell.is_over(received).then_some(0)),
+            Ok(0) => match self.farewell.is_over(received) {
+                true => self.farewell.end(),
+                false => Ok(None),
+            },
             Ok(count) => {
                 self.nap = NAP_MIN;
                 Ok(Some(count))
@@ -65,7 +71,7 @@ impl RdmaLink {
                 // A peer that has left takes no more messages, which is no failure if it had said all it had to say.
                 self.farewell.hear(&self.socket);
                 match self.farewell.is_over(received) {
-                    true => Ok(Some(0)),
+                    true => self.farewell.end(),
                     false => Err(error),
                 }
             }
@@ -173,46 +179,67 @@ impl Drop for RdmaLink {
         );
         // What was written before the end can still be read; a queue pair takes what it has not sent with it.
         // One that cannot vouch for its messages says no number: the end of the connection is the end of the link then.
-        if self.flush() {
-            let _the_end_says_less = self.socket.write(&self.flows.messages_sent().to_le_bytes());
-        }
+        let words = match (self.flush(), self.flows.failure()) {
+            (true, _) => self.flows.messages_sent().to_le_bytes().to_vec(),
+            (false, Some(failure)) => [&NO_NUMBER[..], failure.to_string().as_bytes()].concat(),
+            (false, None) => return,
+        };
+        let _the_end_says_less = self.socket.write(&words);
     }
 }
 
-/// What the other end says over the connection: how many messages it has sent, and that it has left.
+/// What the other end says over the connection: how many messages it has sent or what has failed there, and that it has left.
 #[derive(Default)]
 struct Farewell {
-    words: [u8; 8],
-    heard: usize,
+    words: Vec<u8>,
     ended: Option<Instant>,
 }
 
 impl Farewell {
     fn hear(&mut self, mut socket: &TcpStream) {
         while self.ended.is_none() {
-            let mut beyond = [0; 8];
-            let into = match &mut self.words[self.heard..] {
-                [] => &mut beyond[..],
-                left => left,
-            };
-            match unless_blocked(socket.read(into)) {
+            let mut bytes = [0; WORDS_BYTES_MAX];
+            match unless_blocked(socket.read(&mut bytes)) {
                 Ok(None) => return,
                 Ok(Some(0)) | Err(_) => self.ended = Some(Instant::now()),
-                Ok(Some(count)) => self.heard = (self.heard + count).min(self.words.len()),
+                Ok(Some(count)) => {
+                    let room = WORDS_BYTES_MAX - self.words.len();
+                    self.words.extend_from_slice(&bytes[..count.min(room)]);
+                }
             }
         }
     }
 
-    fn is_said(&self) -> bool {
-        self.ended.is_some() || self.heard == self.words.len()
+    /// Returns how many messages it has sent; one that has failed, or was torn away, does not say it.
+    fn count(&self) -> Option<u64> {
+        let number = self.words.first_chunk::<8>()?;
+        (*number != NO_NUMBER).then(|| u64::from_le_bytes(*number))
     }
 
-    /// Whether nothing more comes after `received` messages. One that was torn away said no number.
+    /// Returns what has failed at the other end, once all is said.
+    fn failure(&self) -> Option<io::Error> {
+        let text = self.words.strip_prefix(&NO_NUMBER)?;
+        self.ended?;
+        let mut text = String::from_utf8_lossy(text).into_owned();
+        text.retain(|c| !c.is_control());
+        Some(io::Error::other(format!("{text}, says the other end")))
+    }
+
+    fn is_said(&self) -> bool {
+        self.ended.is_some() || self.count().is_some()
+    }
+
+    /// Whether nothing more comes after `received` messages.
     fn is_over(&self, received: u64) -> bool {
-        match self.heard == self.words.len() {
-            true => received >= u64::from_le_bytes(self.words),
-            false => self.ended.is_some(),
+        match self.count() {
+            Some(count) => received >= count,
+            None => self.ended.is_some(),
         }
+    }
+
+    /// Returns what a reader finds at the end.
+    fn end(&self) -> io::Result<Option<usize>> {
+        self.failure().map_or(Ok(Some(0)), Err)
     }
 
     /// Whether messages are missing that can come no more, which only unreliable connections lose.
@@ -235,6 +262,10 @@ const FILES: usize = 9;
 const SETTLE_AWAKE: Duration = Duration::from_micros(50);
 /// Longer than a device repeats what gets no answer.
 const FLUSH_TIME_MAX: Duration = Duration::from_secs(1);
+/// What one says that has failed: no link carries as many messages.
+const NO_NUMBER: [u8; 8] = [u8::MAX; 8];
+/// A number, or what has failed in some words.
+const WORDS_BYTES_MAX: usize = 256;
 
 #[cfg(test)]
 mod tests {
@@ -280,6 +311,23 @@ mod tests {
             drop(theirs);
             let farewell = hear(&ours, |farewell| farewell.ended.is_some());
             assert!(farewell.is_said() && farewell.is_over(0), "{said}");
+            assert_eq!(farewell.end().expect("no failure was told"), Some(0));
         }
+    }
+
+    #[test]
+    fn what_fails_at_the_other_end_is_told_whole() {
+        let (ours, mut theirs) = connection();
+        theirs.write_all(&NO_NUMBER).expect("room");
+        theirs.write_all(b"rdma: gone on rxe_b").expect("room");
+        let mut farewell = hear(&ours, |farewell| farewell.words.len() > NO_NUMBER.len());
+        assert!(!farewell.is_said() && !farewell.is_over(9), "not all of it");
+        drop(theirs);
+        while farewell.ended.is_none() {
+            farewell.hear(&ours);
+        }
+        assert!(farewell.is_said() && farewell.is_over(0));
+        let failure = farewell.end().expect_err("it was told").to_string();
+        assert_eq!(failure, "rdma: gone on rxe_b, says the other end");
     }
 }
