@@ -241,7 +241,7 @@ pub(crate) enum Kept<'a> {
 /// The contents of a cache in one format.
 #[derive(Clone, Copy)]
 pub(crate) struct Numbers<'a, E> {
-    cache: &'a KvCache,
+    pub(crate) cache: &'a KvCache,
     numbers: &'a [E],
     scales: Option<&'a [f32]>,
 }
@@ -253,17 +253,6 @@ impl<'a, E> Numbers<'a, E> {
         let cache = self.cache;
         let numbers = &self.numbers[cache.numbers_of(cache.run(layer, page, head))];
         numbers.split_at(cache.shape.head_dim * cache.token_stride)
-    }
-
-    #[inline(always)]
-    pub(crate) fn page_tokens(&self) -> usize {
-        self.cache.shape.page_tokens
-    }
-
-    /// Returns the widths of a row of keys and of one of values.
-    #[inline(always)]
-    pub(crate) fn strides(&self) -> [usize; 2] {
-        [self.cache.token_stride, self.cache.head_stride]
     }
 
     /// Returns what a number counts in the key and in the value of each position, `token_stride` of both, where that differs.

@@ -28,7 +28,7 @@ impl<E: Element, const P: usize> HeadPages<'_, E, P> {
         scores: &mut [f32],
         row: usize,
     ) {
-        let [stride, _] = self.kept.strides();
+        let stride = self.kept.cache.token_stride();
         let grouped = pages.len() / P * P;
         for i in (0..grouped).step_by(P) {
             let keys = self.keys::<P>(pages.start + i);
@@ -53,8 +53,8 @@ impl<E: Element, const P: usize> HeadPages<'_, E, P> {
         row: usize,
         sums: &mut [f32],
     ) {
-        let [stride, _] = self.kept.strides();
-        let page_tokens = self.kept.page_tokens();
+        let stride = self.kept.cache.token_stride();
+        let page_tokens = self.kept.cache.shape().page_tokens;
         let used = |i: usize| page_tokens.min(self.positions - (pages.start + i) * page_tokens);
         let grouped = pages.len() / P * P;
         for i in (0..grouped).step_by(P) {
@@ -78,14 +78,22 @@ impl<E: Element, const P: usize> HeadPages<'_, E, P> {
         }
     }
 
+    /// Returns what a number counts in the keys and in the values of a page, where that differs.
+    #[inline(always)]
+    pub(super) fn scales(&self, page: usize) -> Option<(&[f32], &[f32])> {
+        self.kept.scales(self.layer, self.pages[page], self.head)
+    }
+
     #[inline(always)]
     fn keys<const N: usize>(&self, first: usize) -> Rows<'_, E, N> {
-        self.rows(first, self.kept.strides()[0], |(keys, _)| keys)
+        let stride = self.kept.cache.token_stride();
+        self.rows(first, stride, |(keys, _)| keys)
     }
 
     #[inline(always)]
     fn values<const N: usize>(&self, first: usize) -> Rows<'_, E, N> {
-        self.rows(first, self.kept.strides()[1], |(_, values)| values)
+        let stride = self.kept.cache.head_stride();
+        self.rows(first, stride, |(_, values)| values)
     }
 
     /// Returns the keys or the values of `N` pages from `first` on.
@@ -196,8 +204,8 @@ impl<E: Element, const N: usize> Rows<'_, E, N> {
         }
     }
 
-    /// `sums[q, d] += Σ weights[q, p] × values[p, d]` for `positions` of the pages, which take turns. The weights of a query are `row` apart from those of the next, and within
-    /// them those of a page `page`.
+    /// `sums[q, d] += Σ weights[q, p] × values[p, d]` for `positions` of the pages, which take turns. The weights of a query are
+    /// `row` apart from those of the next, and within them those of a page `page`.
     #[inline(always)]
     fn add<S: Simd, const Q: usize, const V: usize>(
         &self,

@@ -93,7 +93,7 @@ impl AttendPart<'_, '_> {
         kept: Numbers<'_, E>,
     ) {
         self.load_queries::<Q>();
-        let Attention { cache, layer, .. } = *self.attention;
+        let cache = self.attention.cache;
         let page_tokens = cache.shape().page_tokens;
         let token_stride = cache.token_stride();
         let block_pages = (BLOCK_TOKENS / page_tokens).max(1);
@@ -104,13 +104,12 @@ impl AttendPart<'_, '_> {
         let pages = &self.tile.span.pages[..self.tile.end.div_ceil(page_tokens)];
         let kept_pages = HeadPages::<E, P> {
             kept,
-            layer,
+            layer: self.attention.layer,
             head: self.tile.kv_head,
             pages,
             positions: self.tile.end,
             ahead: block_pages,
         };
-        let scales = |i: usize| kept.scales(layer, pages[i], self.tile.kv_head);
         let first = self.part * self.attention.part_pages();
         let end = pages.len().min(first + self.attention.part_pages());
         for block in (first..end).step_by(block_pages) {
@@ -122,7 +121,7 @@ impl AttendPart<'_, '_> {
                 let query = self.tile.range.clone().nth(q);
                 let seen = query.map_or(0, |i| self.tile.seen(i));
                 for (i, scores) in range.clone().zip(scores.chunks_exact_mut(token_stride)) {
-                    if let Some((keys, _)) = scales(i) {
+                    if let Some((keys, _)) = kept_pages.scales(i) {
                         scale(s, scores, keys);
                     }
                     let valid = seen.saturating_sub(i * page_tokens).min(page_tokens);
@@ -138,7 +137,7 @@ impl AttendPart<'_, '_> {
                 }
                 self.out.totals[q] += exponentiate(s, scores, self.out.largest[q]);
                 for (i, weights) in range.clone().zip(scores.chunks_exact_mut(token_stride)) {
-                    if let Some((_, values)) = scales(i) {
+                    if let Some((_, values)) = kept_pages.scales(i) {
                         scale(s, weights, values);
                     }
                 }
