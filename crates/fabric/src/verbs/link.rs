@@ -1,11 +1,11 @@
 //! One link over RDMA, beside the connection that it came from.
 //!
 //! Bytes go through queue pairs. The connection stays: its end is the end of the link, and before it goes the number of
-//! messages that the other end has sent, for the end must not overtake them, or else what has failed there. Whoever sleeps
-//! is woken by the devices where they can do that; where one cannot, the sleeper takes naps.
+//! messages that the other end has sent, for the end must not overtake them, and what has failed there. Whoever sleeps is
+//! woken by the devices where they can do that; where one cannot, the sleeper takes naps.
 
 use std::io::{self, IoSlice, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -70,9 +70,10 @@ impl RdmaLink {
             Err(error) => {
                 // A peer that has left takes no more messages, which is no failure if it had said all it had to say.
                 self.farewell.hear(&self.socket);
-                match self.farewell.is_over(received) {
-                    true => self.farewell.end(),
-                    false => Err(error),
+                match (self.farewell.is_over(received), self.farewell.failure()) {
+                    (true, None) => Ok(Some(0)),
+                    (false, None) => Err(error),
+                    (_, Some(theirs)) => Err(io::Error::other(format!("{error}; {theirs}"))),
                 }
             }
         }
@@ -179,16 +180,18 @@ impl Drop for RdmaLink {
         );
         // What was written before the end can still be read; a queue pair takes what it has not sent with it.
         // One that cannot vouch for its messages says no number: the end of the connection is the end of the link then.
-        let words = match (self.flush(), self.flows.failure()) {
-            (true, _) => self.flows.messages_sent().to_le_bytes().to_vec(),
-            (false, Some(failure)) => [&NO_NUMBER[..], failure.to_string().as_bytes()].concat(),
-            (false, None) => return,
+        let number = match self.flush() {
+            true => self.flows.messages_sent().to_le_bytes(),
+            false => NO_NUMBER,
         };
+        let failure = self.flows.failure().map(|failure| failure.to_string());
+        let words = [&number[..], failure.unwrap_or_default().as_bytes()].concat();
         let _the_end_says_less = self.socket.write(&words);
+        let _it_is_closed_soon = self.socket.shutdown(Shutdown::Write);
     }
 }
 
-/// What the other end says over the connection: how many messages it has sent or what has failed there, and that it has left.
+/// What the other end says over the connection: how many messages it has sent, what has failed there, and that it has left.
 #[derive(Default)]
 struct Farewell {
     words: Vec<u8>,
@@ -210,19 +213,18 @@ impl Farewell {
         }
     }
 
-    /// Returns how many messages it has sent; one that has failed, or was torn away, does not say it.
+    /// Returns how many messages it has sent; one that could not send all, or was torn away, does not say it.
     fn count(&self) -> Option<u64> {
         let number = self.words.first_chunk::<8>()?;
         (*number != NO_NUMBER).then(|| u64::from_le_bytes(*number))
     }
 
-    /// Returns what has failed at the other end, once all is said.
+    /// Returns what has failed at the other end, if it says that.
     fn failure(&self) -> Option<io::Error> {
-        let text = self.words.strip_prefix(&NO_NUMBER)?;
-        self.ended?;
+        let text = self.words.get(8..).filter(|text| !text.is_empty())?;
         let mut text = String::from_utf8_lossy(text).into_owned();
         text.retain(|c| !c.is_control());
-        Some(io::Error::other(format!("{text}, says the other end")))
+        Some(io::Error::other(format!("the other end says: {text}")))
     }
 
     fn is_said(&self) -> bool {
@@ -262,7 +264,7 @@ const FILES: usize = 9;
 const SETTLE_AWAKE: Duration = Duration::from_micros(50);
 /// Longer than a device repeats what gets no answer.
 const FLUSH_TIME_MAX: Duration = Duration::from_secs(1);
-/// What one says that has failed: no link carries as many messages.
+/// What one says that could not send all: no link carries as many messages.
 const NO_NUMBER: [u8; 8] = [u8::MAX; 8];
 /// A number, or what has failed in some words.
 const WORDS_BYTES_MAX: usize = 256;
@@ -316,18 +318,17 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_at_the_other_end_is_told_whole() {
-        let (ours, mut theirs) = connection();
-        theirs.write_all(&NO_NUMBER).expect("room");
-        theirs.write_all(b"rdma: gone on rxe_b").expect("room");
-        let mut farewell = hear(&ours, |farewell| farewell.words.len() > NO_NUMBER.len());
-        assert!(!farewell.is_said() && !farewell.is_over(9), "not all of it");
-        drop(theirs);
-        while farewell.ended.is_none() {
-            farewell.hear(&ours);
+    fn what_fails_at_the_other_end_is_told_after_its_messages() {
+        for (number, received) in [(3_u64.to_le_bytes(), 3), (NO_NUMBER, 0)] {
+            let (ours, mut theirs) = connection();
+            theirs.write_all(&number).expect("room");
+            theirs.write_all(b"rdma: gone on rxe_b").expect("room");
+            drop(theirs);
+            let farewell = hear(&ours, |farewell| farewell.ended.is_some());
+            assert!(farewell.is_said() && farewell.is_over(received));
+            assert_eq!(farewell.is_over(2), number == NO_NUMBER);
+            let failure = farewell.end().expect_err("it was told").to_string();
+            assert_eq!(failure, "the other end says: rdma: gone on rxe_b");
         }
-        assert!(farewell.is_said() && farewell.is_over(0));
-        let failure = farewell.end().expect_err("it was told").to_string();
-        assert_eq!(failure, "rdma: gone on rxe_b, says the other end");
     }
 }
