@@ -223,6 +223,10 @@ impl Cpu {
     /// the same shape. A query at position `p` sees the cached positions `0..=p` of its span's pages, which
     /// must have been written; `scale` multiplies the scores.
     ///
+    /// This is in `f32`. With [`Isa::Amx`], queries, keys, values and their weights of a span of 32 tokens or more are rounded to
+    /// bfloat16, which moves a score by about `Σ |q k| / 128` at most, and an output by as much of the largest value, and by what
+    /// the scores have moved; what is not finite there counts as NaN.
+    ///
     /// # Panics
     /// If the shapes do not fit or a position has no page.
     #[expect(
@@ -263,6 +267,7 @@ impl Cpu {
             heads,
             scale,
             in_pairs: machine::is_intel(),
+            tiled_queries: 0,
         };
         attention.run(&self.pool, self.token, &self.attention, out);
     }

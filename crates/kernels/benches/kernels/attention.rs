@@ -25,12 +25,14 @@ pub(crate) fn bench(criterion: &mut Criterion, machine: &Machine) {
             };
             case.bench(&mut group, machine, "decode");
         }
-        let case = Case {
-            format,
-            context: 512,
-            tokens: 512,
-        };
-        case.bench(&mut group, machine, "prefill");
+        for context in [512, 8192] {
+            let case = Case {
+                format,
+                context,
+                tokens: 512,
+            };
+            case.bench(&mut group, machine, "prefill");
+        }
     }
     group.finish();
 }

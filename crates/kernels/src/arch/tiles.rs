@@ -4,6 +4,8 @@
 //! what they compute. Tests run the products over that definition on every machine; a processor's tiles are compared
 //! with it before they are used.
 
+use super::Simd;
+
 /// Rows of a tile; also the floats of a row of sums, and the pairs of a row of operands.
 pub(crate) const TILE_ROWS: usize = 16;
 
@@ -34,6 +36,20 @@ impl Sums {
 /// What two tiles of tokens give with two of weight rows: each operand is loaded once for two products, and four sums under way
 /// hide the time of one.
 pub(crate) type Square = [[Sums; 2]; 2];
+
+/// Rows of a [`Square`] on either side.
+pub(crate) const SIDE: usize = 2 * TILE_ROWS;
+
+pub(crate) const ZERO: Square = [[Sums::ZERO; 2]; 2];
+
+/// Rounds to bfloat16, ties away from zero: `even` to the low, `odd` to the high halves.
+#[inline(always)]
+pub(crate) fn pairs<S: Simd>(s: S, even: S::F32, odd: S::F32) -> S::I32 {
+    let tie = s.splat_i32(0x8000);
+    let even = s.shift_right(s.add_i32(s.bits(even), tie), 16);
+    let odd = s.and(s.add_i32(s.bits(odd), tie), 0xffff_0000);
+    s.or(even, odd)
+}
 
 /// Something that has tiles, as a value that proves it.
 pub(crate) trait TileUnit: Copy {

@@ -2,15 +2,17 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 use crate::KvCache;
-use crate::arch::Token;
+use crate::arch::{Operation, Simd, Token};
 use crate::pool::{Pool, SharedSlice, lock};
 
 mod pages;
 mod part;
 mod partial;
+mod prompt;
 
 use part::{AttendPart, PartScratch};
-use partial::{Merge, Partial};
+use partial::{Merge, Partial, PartialShape};
+use prompt::{AttendPrompt, PromptScratch};
 
 /// Consecutive queries of one sequence.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +59,7 @@ const PART_TOKENS: usize = 512;
 const TILES_PER_THREAD: usize = 2;
 
 /// Everything about one call; shapes were checked by the caller.
+#[derive(Clone, Copy)]
 pub(crate) struct Attention<'a> {
     pub(crate) q: &'a [f32],
     pub(crate) cache: &'a KvCache,
@@ -66,6 +69,9 @@ pub(crate) struct Attention<'a> {
     pub(crate) scale: f32,
     /// Whether vectors of 16 numbers read pages two at a time.
     pub(crate) in_pairs: bool,
+    /// The most queries that tiles multiply together, of spans that are long enough; 0 where there are no tiles. Chosen by
+    /// [`run`](Self::run).
+    pub(crate) tiled_queries: usize,
 }
 
 /// Memory kept between calls.
@@ -85,6 +91,7 @@ struct PartsScratch {
 #[derive(Default)]
 struct ThreadScratch {
     part: PartScratch,
+    prompt: PromptScratch,
     /// Two [`Partial`]s.
     partials: Vec<f32>,
 }
@@ -101,24 +108,45 @@ impl Scratch {
 impl Attention<'_> {
     /// Computes all heads of all tokens. Tasks are tiles of queries, or their parts where tiles are too few for the threads.
     pub(crate) fn run(&self, pool: &Pool, isa: Token, scratch: &Scratch, out: &mut [f32]) {
-        let out = SharedSlice::new(out);
+        let this = &self.fitted(isa, pool.threads());
+        this.run_fitted(pool, isa, scratch, &SharedSlice::new(out));
+    }
+
+    /// Chooses the queries of a tile.
+    fn fitted(&self, isa: Token, threads: usize) -> Self {
+        let of = |queries| Self {
+            tiled_queries: if isa.has_tiles() { queries } else { 0 },
+            ..*self
+        };
+        let large = of(prompt::QUERIES);
+        let tiles: usize = large.spans.iter().map(|span| large.tiles(span)).sum();
+        if tiles < TILES_PER_THREAD * threads {
+            of(prompt::QUERIES_FEW)
+        } else {
+            large
+        }
+    }
+
+    fn run_fitted(&self, pool: &Pool, isa: Token, scratch: &Scratch, out: &SharedSlice<'_, f32>) {
         let tiles = self.spans.iter().map(|span| self.tiles(span)).sum();
         if self.leaves_idle(tiles, pool.threads()) {
-            return self.run_parts(pool, isa, scratch, tiles, &out);
+            return self.run_parts(pool, isa, scratch, tiles, out);
         }
         pool.run(tiles, |thread, task| {
             let tile = self.tile(task);
-            let ThreadScratch { part, partials } = &mut *lock(&scratch.threads[thread]);
-            let len = self.partial_len();
-            partials.resize(2 * len, 0.0);
-            let (sum, new) = partials.split_at_mut(len);
-            let mut sum = Partial::empty(sum);
+            let scratch = &mut *lock(&scratch.threads[thread]);
+            let mut partials = std::mem::take(&mut scratch.partials);
+            let shape = self.partial(tile.span);
+            partials.resize(partials.len().max(2 * shape.len()), 0.0);
+            let (sum, new) = partials.split_at_mut(shape.len());
+            let mut sum = Partial::empty(sum, shape);
             for i in 0..self.parts(tile.end) {
-                let mut new = Partial::empty(new);
-                isa.run(AttendPart::new(self, &tile, i, part, &mut new));
+                let mut new = Partial::empty(new, shape);
+                self.attend(isa, &tile, i, scratch, &mut new);
                 isa.run(Merge(&mut sum, &new));
             }
-            self.finish(&tile, &sum, &out);
+            self.finish(isa, &tile, &sum, out);
+            scratch.partials = partials;
         });
     }
 
@@ -131,7 +159,8 @@ impl Attention<'_> {
         tiles: usize,
         out: &SharedSlice<'_, f32>,
     ) {
-        let len = self.partial_len();
+        let shapes = self.spans.iter().map(|span| self.partial(span).len());
+        let len = shapes.max().unwrap_or(0);
         let PartsScratch { results, starts } = &mut *lock(&scratch.parts);
         let mut parts = 0;
         starts.clear();
@@ -149,17 +178,41 @@ impl Attention<'_> {
         pool.run(parts, |thread, task| {
             let place = starts.partition_point(|start| *start <= task) - 1;
             let (tile, i) = (self.tile(place), task - starts[place]);
-            let part = &mut lock(&scratch.threads[thread]).part;
-            let mut new = Partial::empty(result(task));
-            isa.run(AttendPart::new(self, &tile, i, part, &mut new));
+            let mut new = Partial::empty(result(task), self.partial(tile.span));
+            self.attend(isa, &tile, i, &mut lock(&scratch.threads[thread]), &mut new);
         });
         pool.run(tiles, |_, task| {
-            let mut sum = Partial::of(result(starts[task]));
+            let tile = self.tile(task);
+            let shape = self.partial(tile.span);
+            let mut sum = Partial::of(result(starts[task]), shape);
             for i in starts[task] + 1..starts[task + 1] {
-                isa.run(Merge(&mut sum, &Partial::of(result(i))));
+                isa.run(Merge(&mut sum, &Partial::of(result(i), shape)));
             }
-            self.finish(&self.tile(task), &sum, out);
+            self.finish(isa, &tile, &sum, out);
         });
+    }
+
+    /// Computes the attention of a tile over part `i` of its positions.
+    fn attend(
+        &self,
+        isa: Token,
+        tile: &Tile<'_>,
+        i: usize,
+        scratch: &mut ThreadScratch,
+        out: &mut Partial<'_>,
+    ) {
+        let ThreadScratch { part, prompt, .. } = scratch;
+        if self.is_tiled(tile.span) {
+            isa.run_tiled(AttendPrompt {
+                attention: self,
+                tile,
+                part: i,
+                scratch: prompt,
+                out,
+            });
+        } else {
+            isa.run(AttendPart::new(self, tile, i, part, out));
+        }
     }
 
     /// Says whether threads would wait for others that have whole tiles to compute: tiles are few, or one is longer than what
@@ -183,13 +236,29 @@ impl Attention<'_> {
         (PART_TOKENS / self.cache.shape().page_tokens).max(1)
     }
 
-    fn partial_len(&self) -> usize {
-        Partial::len(self.cache.head_stride())
+    fn is_tiled(&self, span: &AttentionSpan<'_>) -> bool {
+        self.tiled_queries > 0 && span.tokens >= prompt::TOKENS_MIN
+    }
+
+    /// Returns the most queries of a tile.
+    fn tile_max(&self, span: &AttentionSpan<'_>) -> usize {
+        if self.is_tiled(span) {
+            self.tiled_queries
+        } else {
+            TILE_MAX
+        }
+    }
+
+    fn partial(&self, span: &AttentionSpan<'_>) -> PartialShape {
+        PartialShape {
+            queries: self.tile_max(span),
+            head_stride: self.cache.head_stride(),
+        }
     }
 
     fn tiles(&self, span: &AttentionSpan<'_>) -> usize {
         let queries = span.tokens * self.heads.group;
-        self.heads.kv_heads() * queries.div_ceil(TILE_MAX)
+        self.heads.kv_heads() * queries.div_ceil(self.tile_max(span))
     }
 
     fn tile(&self, mut index: usize) -> Tile<'_> {
@@ -206,8 +275,8 @@ impl Attention<'_> {
         let kv_heads = self.heads.kv_heads();
         let heads = self.heads.heads_of(index % kv_heads);
         let queries = span.tokens * heads.len();
-        let start = (index / kv_heads * TILE_MAX).min(queries);
-        let range = start..queries.min(start + TILE_MAX);
+        let start = (index / kv_heads * self.tile_max(span)).min(queries);
+        let range = start..queries.min(start + self.tile_max(span));
         Tile {
             span,
             first_token,
@@ -218,16 +287,36 @@ impl Attention<'_> {
         }
     }
 
-    fn finish(&self, tile: &Tile<'_>, sum: &Partial<'_>, out: &SharedSlice<'_, f32>) {
+    fn finish(&self, isa: Token, tile: &Tile<'_>, sum: &Partial<'_>, out: &SharedSlice<'_, f32>) {
         let head_dim = self.cache.shape().head_dim;
         for (q, i) in tile.range.clone().enumerate() {
             let start = tile.row(i, self.heads.heads) * head_dim;
             // SAFETY: each row of the output belongs to one query, each query to one tile, and
             // each tile to one task; the part is not kept.
             let out = unsafe { out.slice(start..start + head_dim) };
-            for (out, value) in out.iter_mut().zip(sum.sums(q)) {
-                *out = value / sum.totals[q];
-            }
+            isa.run(Divide {
+                sums: sum.sums(q),
+                by: sum.totals[q],
+                out,
+            });
+        }
+    }
+}
+
+/// `out = sums ÷ by`, but for padding.
+struct Divide<'a> {
+    sums: &'a [f32],
+    by: f32,
+    out: &'a mut [f32],
+}
+
+impl Operation for Divide<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (out, sum) in self.out.iter_mut().zip(self.sums) {
+            *out = sum / self.by;
         }
     }
 }

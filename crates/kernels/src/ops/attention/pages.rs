@@ -78,6 +78,12 @@ impl<E: Element, const P: usize> HeadPages<'_, E, P> {
         }
     }
 
+    /// Returns the keys and the values of a page.
+    #[inline(always)]
+    pub(super) fn page(&self, page: usize) -> (&[E], &[E]) {
+        self.kept.head(self.layer, self.pages[page], self.head)
+    }
+
     /// Returns what a number counts in the keys and in the values of a page, where that differs.
     #[inline(always)]
     pub(super) fn scales(&self, page: usize) -> Option<(&[f32], &[f32])> {

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use super::pages::{Element, HeadPages};
 use super::partial::Partial;
 use super::{Attention, TILE_MAX, Tile};
@@ -96,7 +98,7 @@ impl AttendPart<'_, '_> {
         let cache = self.attention.cache;
         let page_tokens = cache.shape().page_tokens;
         let token_stride = cache.token_stride();
-        let block_pages = (BLOCK_TOKENS / page_tokens).max(1);
+        let block_pages = block_pages(page_tokens, BLOCK_TOKENS);
         let row = block_pages * token_stride;
         let PartScratch { queries, scores } = self.scratch;
         scores.resize(Q * row, 0.0);
@@ -120,27 +122,7 @@ impl AttendPart<'_, '_> {
                 let scores = &mut scores[q * row..][..used];
                 let query = self.tile.range.clone().nth(q);
                 let seen = query.map_or(0, |i| self.tile.seen(i));
-                for (i, scores) in range.clone().zip(scores.chunks_exact_mut(token_stride)) {
-                    if let Some((keys, _)) = kept_pages.scales(i) {
-                        scale(s, scores, keys);
-                    }
-                    let valid = seen.saturating_sub(i * page_tokens).min(page_tokens);
-                    scores[valid..].fill(f32::NEG_INFINITY);
-                }
-                if seen <= block * page_tokens {
-                    scores.fill(0.0);
-                    continue;
-                }
-                let largest = largest(s, scores);
-                if largest > self.out.largest[q] {
-                    self.out.raise(s, q, largest);
-                }
-                self.out.totals[q] += exponentiate(s, scores, self.out.largest[q]);
-                for (i, weights) in range.clone().zip(scores.chunks_exact_mut(token_stride)) {
-                    if let Some((_, values)) = kept_pages.scales(i) {
-                        scale(s, weights, values);
-                    }
-                }
+                weigh(s, &kept_pages, range.clone(), seen, scores, self.out, q);
             }
             kept_pages.add::<S, Q, V>(s, range, scores, row, self.out.all_sums);
         }
@@ -161,6 +143,49 @@ impl AttendPart<'_, '_> {
             for (to, x) in queries[column..].iter_mut().step_by(Q).zip(from) {
                 *to = x * scale;
             }
+        }
+    }
+}
+
+/// Returns the pages of a block of about so many positions.
+pub(super) fn block_pages(page_tokens: usize, block_tokens: usize) -> usize {
+    (block_tokens / page_tokens).max(1)
+}
+
+/// Makes weights of the scores of some pages, of which a query sees the positions before `seen`, and adds them to its total;
+/// 0 where it sees none.
+#[inline(always)]
+pub(super) fn weigh<S: Simd, E: Element, const P: usize>(
+    s: S,
+    pages: &HeadPages<'_, E, P>,
+    range: Range<usize>,
+    seen: usize,
+    scores: &mut [f32],
+    out: &mut Partial<'_>,
+    query: usize,
+) {
+    let cache = pages.kept.cache;
+    let (page_tokens, token_stride) = (cache.shape().page_tokens, cache.token_stride());
+    if seen <= range.start * page_tokens {
+        scores.fill(0.0);
+        return;
+    }
+    let valid = |page: usize| seen.saturating_sub(page * page_tokens).min(page_tokens);
+    for (i, scores) in range.clone().zip(scores.chunks_exact_mut(token_stride)) {
+        if let Some((keys, _)) = pages.scales(i) {
+            scale(s, scores, keys);
+        }
+        scores[valid(i)..].fill(f32::NEG_INFINITY);
+    }
+    let largest = largest(s, scores);
+    if largest > out.largest[query] {
+        out.raise(s, query, largest);
+    }
+    out.totals[query] += exponentiate(s, scores, out.largest[query]);
+    for (i, weights) in range.zip(scores.chunks_exact_mut(token_stride)) {
+        if let Some((_, values)) = pages.scales(i) {
+            scale(s, weights, values);
+            weights[valid(i)..].fill(0.0);
         }
     }
 }

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use crate::Matrix;
 use crate::arch::Simd;
-use crate::arch::tiles::{STEP_COLS, Square, Sums, TILE_ROWS, Tile, TileUnit, Tiles};
+use crate::arch::tiles::{SIDE, STEP_COLS, Square, TILE_ROWS, Tile, TileUnit, Tiles, ZERO, pairs};
 use crate::formats::{CHUNK, Format, Lanes, PANEL_ROWS, Scales, Shape};
 
 use super::{Columns, Rows};
@@ -23,8 +23,6 @@ pub(crate) use activations::Activations;
 /// Fewest tokens of a batch that are worth it: rounding the weights takes as long as multiplying them with some tens of tokens.
 pub(crate) const TOKENS_MIN: usize = 32;
 
-/// Rows and tokens of a [`Square`].
-const SIDE: usize = 2 * TILE_ROWS;
 /// Steps of a block of columns.
 const STEPS: usize = 8;
 /// Squares of rows of a group, and squares of tokens that go through it at a time: a megabyte of sums.
@@ -33,8 +31,6 @@ const TOKEN_SQUARES: usize = 16;
 const CACHE_LINE_BYTES: usize = 64;
 
 const _: () = assert!(STEP_COLS == CHUNK && TILE_ROWS == PANEL_ROWS);
-
-const ZERO: Square = [[Sums::ZERO; 2]; 2];
 
 /// Scratch memory of a thread.
 pub(crate) struct Scratch {
@@ -170,7 +166,7 @@ impl<F: Format> Group<'_, F> {
         for (i, token) in tokens.enumerate() {
             let squares = sums.iter().skip(i / SIDE).step_by(self.tokens.len());
             let tiles = squares.flat_map(|square| &square[i % SIDE / TILE_ROWS]);
-            let mut sums = tiles.map(|Sums(sums)| &sums[i % TILE_ROWS]);
+            let mut sums = tiles.map(|sums| &sums.0[i % TILE_ROWS]);
             for (tile, sums) in sums.by_ref().take(whole).enumerate() {
                 out.write(token, rows.start + tile * TILE_ROWS, sums);
             }
@@ -222,15 +218,6 @@ fn line<S: Simd, F: Format>(s: S, scales: &Scales<S>, half: usize) -> (S::F32, S
     let scale = scales.scales[if F::HALVES { half } else { 0 }];
     let min = if F::MINS { scales.min } else { s.splat(0.0) };
     (s.min(scale, most), s.min(min, most))
-}
-
-/// Rounds to bfloat16, ties away from zero: `even` to the low, `odd` to the high halves.
-#[inline(always)]
-fn pairs<S: Simd>(s: S, even: S::F32, odd: S::F32) -> S::I32 {
-    let tie = s.splat_i32(0x8000);
-    let even = s.shift_right(s.add_i32(s.bits(even), tie), 16);
-    let odd = s.and(s.add_i32(s.bits(odd), tie), 0xffff_0000);
-    s.or(even, odd)
 }
 
 #[inline(always)]

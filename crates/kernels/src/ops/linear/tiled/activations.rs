@@ -1,8 +1,8 @@
-use crate::arch::tiles::{STEP_COLS, TILE_ROWS, Tile};
+use crate::arch::tiles::{SIDE, STEP_COLS, TILE_ROWS, Tile};
 use crate::arch::{Operation, Simd};
 use crate::pool::Pool;
 
-use super::{SIDE, STEPS};
+use super::STEPS;
 
 /// Activations rounded to bfloat16, ties to even, in tiles.
 ///
