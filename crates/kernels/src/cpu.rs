@@ -224,7 +224,7 @@ impl Cpu {
     /// must have been written; `scale` multiplies the scores.
     ///
     /// This is in `f32`. With [`Isa::Amx`], queries, keys, values and their weights of a span of 32 tokens or more are rounded to
-    /// bfloat16, which moves a score by about `Σ |q k| / 128` at most, and an output by as much of the largest value, and by what
+    /// bfloat16, which moves a score by about `scale × Σ |q k| / 128` at most, and an output by as much of the largest value, and by what
     /// the scores have moved; what is not finite there counts as NaN.
     ///
     /// # Panics
@@ -267,7 +267,6 @@ impl Cpu {
             heads,
             scale,
             in_pairs: machine::is_intel(),
-            tiled_queries: 0,
         };
         attention.run(&self.pool, self.token, &self.attention, out);
     }

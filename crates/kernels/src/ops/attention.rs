@@ -9,10 +9,12 @@ mod pages;
 mod part;
 mod partial;
 mod prompt;
+mod tiling;
 
 use part::{AttendPart, PartScratch};
 use partial::{Merge, Partial, PartialShape};
 use prompt::{AttendPrompt, PromptScratch};
+use tiling::{TILES_PER_THREAD, Tile, Tiling};
 
 /// Consecutive queries of one sequence.
 #[derive(Debug, Clone, Copy)]
@@ -50,16 +52,11 @@ impl HeadMap {
     }
 }
 
-/// Queries of one key-value head that share every read of the cache.
-const TILE_MAX: usize = 8;
 /// Positions whose softmax is computed for itself before it is merged with that of the positions before. Always the same
 /// ones, so that a result does not depend on who computes which part.
 const PART_TOKENS: usize = 512;
-/// With fewer for each thread, they would not end at about the same time.
-const TILES_PER_THREAD: usize = 2;
 
 /// Everything about one call; shapes were checked by the caller.
-#[derive(Clone, Copy)]
 pub(crate) struct Attention<'a> {
     pub(crate) q: &'a [f32],
     pub(crate) cache: &'a KvCache,
@@ -69,9 +66,6 @@ pub(crate) struct Attention<'a> {
     pub(crate) scale: f32,
     /// Whether vectors of 16 numbers read pages two at a time.
     pub(crate) in_pairs: bool,
-    /// The most queries that tiles multiply together, of spans that are long enough; 0 where there are no tiles. Chosen by
-    /// [`run`](Self::run).
-    pub(crate) tiled_queries: usize,
 }
 
 /// Memory kept between calls.
@@ -90,10 +84,15 @@ struct PartsScratch {
 
 #[derive(Default)]
 struct ThreadScratch {
-    part: PartScratch,
-    prompt: PromptScratch,
+    attend: AttendScratch,
     /// Two [`Partial`]s.
     partials: Vec<f32>,
+}
+
+#[derive(Default)]
+struct AttendScratch {
+    part: PartScratch,
+    prompt: PromptScratch,
 }
 
 impl Scratch {
@@ -108,45 +107,24 @@ impl Scratch {
 impl Attention<'_> {
     /// Computes all heads of all tokens. Tasks are tiles of queries, or their parts where tiles are too few for the threads.
     pub(crate) fn run(&self, pool: &Pool, isa: Token, scratch: &Scratch, out: &mut [f32]) {
-        let this = &self.fitted(isa, pool.threads());
-        this.run_fitted(pool, isa, scratch, &SharedSlice::new(out));
-    }
-
-    /// Chooses the queries of a tile.
-    fn fitted(&self, isa: Token, threads: usize) -> Self {
-        let of = |queries| Self {
-            tiled_queries: if isa.has_tiles() { queries } else { 0 },
-            ..*self
-        };
-        let large = of(prompt::QUERIES);
-        let tiles: usize = large.spans.iter().map(|span| large.tiles(span)).sum();
-        if tiles < TILES_PER_THREAD * threads {
-            of(prompt::QUERIES_FEW)
-        } else {
-            large
+        let out = SharedSlice::new(out);
+        let tiling = Tiling::new(self.spans, self.heads, isa.has_tiles(), pool.threads());
+        if self.leaves_idle(&tiling, pool.threads()) {
+            return self.run_parts(pool, isa, scratch, &tiling, &out);
         }
-    }
-
-    fn run_fitted(&self, pool: &Pool, isa: Token, scratch: &Scratch, out: &SharedSlice<'_, f32>) {
-        let tiles = self.spans.iter().map(|span| self.tiles(span)).sum();
-        if self.leaves_idle(tiles, pool.threads()) {
-            return self.run_parts(pool, isa, scratch, tiles, out);
-        }
-        pool.run(tiles, |thread, task| {
-            let tile = self.tile(task);
-            let scratch = &mut *lock(&scratch.threads[thread]);
-            let mut partials = std::mem::take(&mut scratch.partials);
-            let shape = self.partial(tile.span);
-            partials.resize(partials.len().max(2 * shape.len()), 0.0);
+        pool.run(tiling.len(), |thread, task| {
+            let tile = tiling.tile(task);
+            let ThreadScratch { attend, partials } = &mut *lock(&scratch.threads[thread]);
+            let shape = self.partial(tile.queries_max);
+            partials.resize(2 * shape.len(), 0.0);
             let (sum, new) = partials.split_at_mut(shape.len());
             let mut sum = Partial::empty(sum, shape);
             for i in 0..self.parts(tile.end) {
                 let mut new = Partial::empty(new, shape);
-                self.attend(isa, &tile, i, scratch, &mut new);
+                self.attend(isa, &tile, i, attend, &mut new);
                 isa.run(Merge(&mut sum, &new));
             }
-            self.finish(isa, &tile, &sum, out);
-            scratch.partials = partials;
+            self.finish(isa, &tile, &sum, &out);
         });
     }
 
@@ -156,17 +134,17 @@ impl Attention<'_> {
         pool: &Pool,
         isa: Token,
         scratch: &Scratch,
-        tiles: usize,
+        tiling: &Tiling<'_>,
         out: &SharedSlice<'_, f32>,
     ) {
-        let shapes = self.spans.iter().map(|span| self.partial(span).len());
-        let len = shapes.max().unwrap_or(0);
+        let queries = self.spans.iter().map(|span| tiling.queries_max(span));
+        let len = self.partial(queries.max().unwrap_or(0)).len();
         let PartsScratch { results, starts } = &mut *lock(&scratch.parts);
         let mut parts = 0;
         starts.clear();
-        starts.extend((0..tiles).map(|tile| {
+        starts.extend((0..tiling.len()).map(|tile| {
             let start = parts;
-            parts += self.parts(self.tile(tile).end);
+            parts += self.parts(tiling.tile(tile).end);
             start
         }));
         starts.push(parts);
@@ -177,13 +155,14 @@ impl Attention<'_> {
         let result = |i: usize| unsafe { results.slice(i * len..(i + 1) * len) };
         pool.run(parts, |thread, task| {
             let place = starts.partition_point(|start| *start <= task) - 1;
-            let (tile, i) = (self.tile(place), task - starts[place]);
-            let mut new = Partial::empty(result(task), self.partial(tile.span));
-            self.attend(isa, &tile, i, &mut lock(&scratch.threads[thread]), &mut new);
+            let (tile, i) = (tiling.tile(place), task - starts[place]);
+            let attend = &mut lock(&scratch.threads[thread]).attend;
+            let mut new = Partial::empty(result(task), self.partial(tile.queries_max));
+            self.attend(isa, &tile, i, attend, &mut new);
         });
-        pool.run(tiles, |_, task| {
-            let tile = self.tile(task);
-            let shape = self.partial(tile.span);
+        pool.run(tiling.len(), |_, task| {
+            let tile = tiling.tile(task);
+            let shape = self.partial(tile.queries_max);
             let mut sum = Partial::of(result(starts[task]), shape);
             for i in starts[task] + 1..starts[task + 1] {
                 isa.run(Merge(&mut sum, &Partial::of(result(i), shape)));
@@ -198,11 +177,11 @@ impl Attention<'_> {
         isa: Token,
         tile: &Tile<'_>,
         i: usize,
-        scratch: &mut ThreadScratch,
+        scratch: &mut AttendScratch,
         out: &mut Partial<'_>,
     ) {
-        let ThreadScratch { part, prompt, .. } = scratch;
-        if self.is_tiled(tile.span) {
+        let AttendScratch { part, prompt } = scratch;
+        if tile.is_prompt {
             isa.run_tiled(AttendPrompt {
                 attention: self,
                 tile,
@@ -217,14 +196,14 @@ impl Attention<'_> {
 
     /// Says whether threads would wait for others that have whole tiles to compute: tiles are few, or one is longer than what
     /// each thread has to do.
-    fn leaves_idle(&self, tiles: usize, threads: usize) -> bool {
+    fn leaves_idle(&self, tiling: &Tiling<'_>, threads: usize) -> bool {
         let (mut longest, mut all) = (0, 0);
         for span in self.spans {
             let parts = self.parts(span.start as usize + span.tokens);
             longest = longest.max(parts);
-            all += parts * self.tiles(span);
+            all += parts * tiling.count(span);
         }
-        longest > 1 && (tiles < TILES_PER_THREAD * threads || longest * threads > all)
+        longest > 1 && (tiling.len() < TILES_PER_THREAD * threads || longest * threads > all)
     }
 
     /// Returns the parts that `positions` from the first one on make.
@@ -236,54 +215,10 @@ impl Attention<'_> {
         (PART_TOKENS / self.cache.shape().page_tokens).max(1)
     }
 
-    fn is_tiled(&self, span: &AttentionSpan<'_>) -> bool {
-        self.tiled_queries > 0 && span.tokens >= prompt::TOKENS_MIN
-    }
-
-    /// Returns the most queries of a tile.
-    fn tile_max(&self, span: &AttentionSpan<'_>) -> usize {
-        if self.is_tiled(span) {
-            self.tiled_queries
-        } else {
-            TILE_MAX
-        }
-    }
-
-    fn partial(&self, span: &AttentionSpan<'_>) -> PartialShape {
+    fn partial(&self, queries: usize) -> PartialShape {
         PartialShape {
-            queries: self.tile_max(span),
+            queries,
             head_stride: self.cache.head_stride(),
-        }
-    }
-
-    fn tiles(&self, span: &AttentionSpan<'_>) -> usize {
-        let queries = span.tokens * self.heads.group;
-        self.heads.kv_heads() * queries.div_ceil(self.tile_max(span))
-    }
-
-    fn tile(&self, mut index: usize) -> Tile<'_> {
-        let mut first_token = 0;
-        let mut spans = self.spans.iter();
-        let span = loop {
-            let span = spans.next().expect("there are no more tasks than tiles");
-            if index < self.tiles(span) {
-                break span;
-            }
-            index -= self.tiles(span);
-            first_token += span.tokens;
-        };
-        let kv_heads = self.heads.kv_heads();
-        let heads = self.heads.heads_of(index % kv_heads);
-        let queries = span.tokens * heads.len();
-        let start = (index / kv_heads * self.tile_max(span)).min(queries);
-        let range = start..queries.min(start + self.tile_max(span));
-        Tile {
-            span,
-            first_token,
-            kv_head: index % kv_heads,
-            end: span.start as usize + range.end.div_ceil(heads.len()),
-            heads,
-            range,
         }
     }
 
@@ -318,31 +253,6 @@ impl Operation for Divide<'_> {
         for (out, sum) in self.out.iter_mut().zip(self.sums) {
             *out = sum / self.by;
         }
-    }
-}
-
-/// Queries `range` of a span and key-value head: query `i` is head `i % heads.len()` of token `i / heads.len()`.
-struct Tile<'a> {
-    span: &'a AttentionSpan<'a>,
-    /// Row of the span's first token in the input.
-    first_token: usize,
-    kv_head: usize,
-    heads: Range<usize>,
-    range: Range<usize>,
-    /// Positions that the last of its queries sees.
-    end: usize,
-}
-
-impl Tile<'_> {
-    /// Returns the row of query `i` in the input, `tokens × heads`.
-    fn row(&self, i: usize, heads: usize) -> usize {
-        let token = self.first_token + i / self.heads.len();
-        token * heads + self.heads.start + i % self.heads.len()
-    }
-
-    /// Returns how many positions query `i` sees.
-    fn seen(&self, i: usize) -> usize {
-        self.span.start as usize + i / self.heads.len() + 1
     }
 }
 

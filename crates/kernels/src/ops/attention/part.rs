@@ -1,8 +1,9 @@
 use std::ops::Range;
 
+use super::Attention;
 use super::pages::{Element, HeadPages};
 use super::partial::Partial;
-use super::{Attention, TILE_MAX, Tile};
+use super::tiling::{TILE_MAX, Tile};
 use crate::arch::{Operation, Simd};
 use crate::kv_cache::{Kept, Numbers};
 

@@ -1,14 +1,16 @@
 //! Attention of many queries of a span, in tiles of bfloat16.
 //!
 //! Queries, keys, weights and values are rounded to bfloat16, as models are trained with; scores, their softmax and sums are in `f32`.
-//! Keys and values of a block are rounded once for [`QUERIES`] queries, which go through it in squares of 32.
+//! Keys and values of a block are rounded once for [`QUERIES`] queries, which go through it in squares of 32. In all operands columns
+//! lie side by side with those 16 further on, which gives the sums of [`crate::arch::tiles`] in another order.
 
 use std::ops::Range;
 
+use super::Attention;
 use super::pages::{Element, HeadPages};
 use super::part::{block_pages, weigh};
 use super::partial::Partial;
-use super::{Attention, Tile as QueryTile};
+use super::tiling::Tile as QueryTile;
 use crate::KvCache;
 use crate::arch::tiles::{SIDE, STEP_COLS, TILE_ROWS, Tile, TileUnit, Tiles, ZERO, pairs};
 use crate::arch::{Simd, TiledOperation};
@@ -92,7 +94,8 @@ impl AttendPrompt<'_, '_> {
             head: tile.kv_head,
             pages: &tile.span.pages[..tile.end.div_ceil(page_tokens)],
             positions: tile.end,
-            ahead: block_pages,
+            // Keys and values are rounded row by row, as they lie: nobody asks for them before.
+            ahead: 0,
         };
         let first = part * attention.part_pages();
         let end = pages.pages.len().min(first + attention.part_pages());
@@ -165,18 +168,15 @@ impl PromptScratch {
         let stride = pages.kept.cache.token_stride();
         for (i, page) in range.enumerate() {
             let (keys, _) = pages.page(page);
+            let key = |d: usize| keys.get(d * stride..(d + 1) * stride);
             for slot in (0..stride).step_by(TILE_ROWS) {
                 let place = i * stride + slot;
                 let steps = &mut self.keys[place / SIDE * self.dim_steps..][..self.dim_steps];
-                let half = place % SIDE / TILE_ROWS;
-                let mut dims = keys.chunks_exact(stride * STEP_COLS);
-                let rest = dims.remainder();
-                for step in steps {
-                    let dims = dims.next().unwrap_or(rest);
-                    for k in 0..TILE_ROWS {
-                        let rows =
-                            [k, k + TILE_ROWS].map(|d| dims.get(d * stride..(d + 1) * stride));
-                        round_rows(s, rows, slot, &mut step[half].0[k]);
+                for (step, first) in steps.iter_mut().zip((0..).step_by(STEP_COLS)) {
+                    let tile = &mut step[place % SIDE / TILE_ROWS];
+                    for (k, to) in tile.0.iter_mut().enumerate() {
+                        let d = first + k;
+                        round_rows(s, [key(d), key(d + TILE_ROWS)], slot, to);
                     }
                 }
             }
@@ -195,21 +195,25 @@ impl PromptScratch {
         let cache = pages.kept.cache;
         let (stride, head_stride) = (cache.token_stride(), cache.head_stride());
         let page_tokens = cache.shape().page_tokens;
-        let places = (range.len() * stride).next_multiple_of(SIDE);
-        for place in (0..places).step_by(SIDE) {
+        // Of 16 places, which lie in one page, the values of those that are used.
+        let used = |place: usize| {
+            let (page, slot) = (range.start + place / stride, place % stride);
+            let end = pages.positions.saturating_sub(page * page_tokens);
+            let end = if page < range.end {
+                end.min(page_tokens)
+            } else {
+                0
+            };
+            let slots = slot.min(end)..end;
+            match slots.is_empty() {
+                true => &[],
+                false => &pages.page(page).1[slots.start * head_stride..slots.end * head_stride],
+            }
+        };
+        for place in (0..range.len() * stride).step_by(SIDE) {
+            let groups = [used(place), used(place + TILE_ROWS)];
             for k in 0..TILE_ROWS {
-                let mut rows = [None; 2];
-                for (i, row) in rows.iter_mut().enumerate() {
-                    let place = place + i * TILE_ROWS + k;
-                    let (page, slot) = (range.start + place / stride, place % stride);
-                    let is_used = page < range.end
-                        && slot < page_tokens
-                        && page * page_tokens + slot < pages.positions;
-                    if is_used {
-                        let (_, values) = pages.page(page);
-                        *row = Some(&values[slot * head_stride..][..head_stride]);
-                    }
-                }
+                let rows = groups.map(|rows| rows.get(k * head_stride..(k + 1) * head_stride));
                 for (half, dim) in (0..head_stride).step_by(TILE_ROWS).enumerate() {
                     let step = &mut self.values[half / 2 * self.place_steps + place / STEP_COLS];
                     round_rows(s, rows, dim, &mut step[half % 2].0[k]);
@@ -324,8 +328,8 @@ fn round_rows<S: Simd, E: Element>(
     }
 }
 
-/// Rounds columns that are 16 apart, which lie side by side: so do all operands. What is not finite becomes a NaN that rounding
-/// leaves one; it takes the bits of some others.
+/// Rounds columns that are 16 apart. What is not finite becomes the usual NaN first: rounding carries into the sign of those whose
+/// bits are all ones.
 #[inline(always)]
 fn round<S: Simd>(s: S, mut floats: [S::F32; 2], to: &mut [u16]) {
     for x in &mut floats {

@@ -10,15 +10,30 @@ struct Case {
 }
 
 impl Case {
+    /// One key-value head of four vectors of 16 and one more, not whole.
     fn new(format: KvFormat, page_tokens: usize, group: usize, positions: usize) -> Self {
-        // Four vectors of 16 and one more, not whole.
-        let head_dim = 72;
+        let heads = HeadMap {
+            heads: group,
+            group,
+            phase: 0,
+        };
+        Self::of(format, page_tokens, heads, 72, positions)
+    }
+
+    fn of(
+        format: KvFormat,
+        page_tokens: usize,
+        heads: HeadMap,
+        head_dim: usize,
+        positions: usize,
+    ) -> Self {
+        let kv_heads = heads.kv_heads();
         let pages: Vec<u32> = (0..positions.div_ceil(page_tokens) as u32).rev().collect();
         let shape = KvShape {
             layers: 1,
             pages: pages.len(),
             page_tokens,
-            kv_heads: 1,
+            kv_heads,
             head_dim,
             format,
         };
@@ -26,14 +41,9 @@ impl Case {
         let numbers = |count: usize, by: f32| -> Vec<f32> {
             (0..count).map(|i| (i as f32 * by).sin()).collect()
         };
-        let [k, v] = [0.37, 0.73].map(|by| numbers(positions * head_dim, by));
+        let [k, v] = [0.37, 0.73].map(|by| numbers(positions * kv_heads * head_dim, by));
         cache.write(0, &pages, 0, &k, &v);
-        let heads = HeadMap {
-            heads: group,
-            group,
-            phase: 0,
-        };
-        let q = numbers(positions * group * head_dim, 0.11);
+        let q = numbers(positions * heads.heads * head_dim, 0.11);
         Self {
             cache,
             pages,
@@ -52,24 +62,38 @@ impl Case {
 
     /// Returns the outputs of `tokens` positions from `start` on.
     fn outputs(&self, token: Token, in_pairs: bool, start: usize, tokens: usize) -> Vec<f32> {
+        let (pool, scratch) = (Pool::caller(), Scratch::new(1));
+        self.outputs_of(&[[start, tokens]], token, in_pairs, &pool, &scratch)
+    }
+
+    /// Returns those of several spans, each a start and tokens.
+    fn outputs_of(
+        &self,
+        spans: &[[usize; 2]],
+        token: Token,
+        in_pairs: bool,
+        pool: &Pool,
+        scratch: &Scratch,
+    ) -> Vec<f32> {
         let width = self.heads.heads * self.cache.shape().head_dim;
-        let span = AttentionSpan {
+        let queries = |&[start, tokens]: &[usize; 2]| &self.q[start * width..][..tokens * width];
+        let q: Vec<f32> = spans.iter().flat_map(queries).copied().collect();
+        let span = |&[start, tokens]: &[usize; 2]| AttentionSpan {
             pages: &self.pages,
             start: start as u32,
             tokens,
         };
         let attention = Attention {
-            q: &self.q[start * width..][..tokens * width],
+            q: &q,
             cache: &self.cache,
             layer: 0,
-            spans: &[span],
+            spans: &spans.iter().map(span).collect::<Vec<_>>(),
             heads: &self.heads,
             scale: 0.3,
             in_pairs,
-            tiled_queries: 0,
         };
-        let mut out = vec![0.0; tokens * width];
-        attention.run(&Pool::caller(), token, &Scratch::new(1), &mut out);
+        let mut out = vec![0.0; q.len()];
+        attention.run(pool, token, scratch, &mut out);
         out
     }
 }
@@ -150,6 +174,50 @@ fn tiles_agree_with_vectors_and_do_not_depend_on_the_span() {
             case.spoil(0);
             let spoilt = case.outputs(token, false, 0, prompt::TOKENS_MIN);
             assert!(spoilt.iter().all(|x| x.is_nan()), "all see the first");
+        }
+    }
+}
+
+/// Spans that are prompts and such that are not, in one call; heads of which this rank has a part, pages from one position to more
+/// than a part; few threads and so many that parts are computed side by side; and scratch memory that has seen other shapes.
+#[test]
+fn prompts_beside_other_spans_do_not_depend_on_threads_or_calls_before() {
+    let vectors = [Isa::Avx512, Isa::Avx2, Isa::Neon].into_iter();
+    let model = vectors.into_iter().find(|isa| isa.is_available());
+    let pools = [1, 3].map(|threads| Pool::new(threads, true, |_| {}).unwrap());
+    let scratches = [1, 3].map(Scratch::new);
+    let spans = [[610, 40], [0, 33], [530, 1], [90, 2]];
+    for token in model
+        .map(Token::Modelled)
+        .into_iter()
+        .chain(Token::new(Isa::Amx))
+    {
+        for (format, page_tokens, head_dim) in [
+            (KvFormat::F16, 32, 64),
+            (KvFormat::Q8, 600, 128),
+            (KvFormat::F16, 1, 40),
+        ] {
+            let heads = HeadMap {
+                heads: 4,
+                group: 3,
+                phase: 2,
+            };
+            let case = Case::of(format, page_tokens, heads, head_dim, 650);
+            let alone = spans.map(|[start, tokens]| case.outputs(token, false, start, tokens));
+            let scalar = Token::new(Isa::Scalar).unwrap();
+            for ([start, tokens], alone) in spans.into_iter().zip(&alone) {
+                let expected = case.outputs(scalar, false, start, tokens);
+                for (x, expected) in alone.iter().zip(&expected) {
+                    assert!((x - expected).abs() < 1e-2, "{format}: {x} {expected}");
+                }
+            }
+            for (pool, scratch) in pools.iter().zip(&scratches) {
+                let together = case.outputs_of(&spans, token, false, pool, scratch);
+                assert!(
+                    bits(&together) == bits(&alone.concat()),
+                    "{format}, {page_tokens}"
+                );
+            }
         }
     }
 }
