@@ -148,7 +148,9 @@ impl Size {
 
     /// Returns the time of a round in each of the samples.
     fn measure(self, group: &mut Group) -> Result<Vec<Duration>, Box<dyn Error>> {
-        let mut values = vec![1.0; self.bytes / size_of::<f32>()];
+        // As what a model sums.
+        let mut values = group.region(self.bytes / size_of::<f32>())?;
+        values.fill(1.0);
         group.all_reduce_sum(&mut values)?;
         let sum = group.world() as f32;
         assert!(values.iter().all(|value| *value == sum), "a sum is wrong");

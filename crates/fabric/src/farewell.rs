@@ -124,6 +124,7 @@ impl Wire {
             let left = until.saturating_duration_since(Instant::now());
             if interests.is_empty() || left.is_zero() || self.links.wait(&interests, left).is_err()
             {
+                self.links.reclaim();
                 self.ended = Some(verdict.clone());
                 return verdict;
             }
@@ -281,5 +282,5 @@ fn doing(kind: Kind) -> &'static str {
 /// How long a rank that gives up talks to survivors that take nothing and say nothing, and to any.
 const FAREWELL_STILL_MAX: Duration = Duration::from_millis(250);
 const FAREWELL_TIME_MAX: Duration = Duration::from_secs(2);
-/// Bounds one look at what a peer has sent; more than sockets hold.
+/// Bounds one look at what a peer has sent; more than sockets and rings hold.
 const DRAIN_READS_MAX: usize = 1024;

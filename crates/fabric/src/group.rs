@@ -142,17 +142,25 @@ impl Group {
         self.exchange = exchange;
     }
 
-    /// Lends memory for `len` values: RDMA devices send what lies there without its being copied first, where that is worth it.
+    /// Lends memory for `len` values: RDMA devices send what lies there, and ranks of the same machine read it there, without its
+    /// being copied first, where that is worth it.
     ///
-    /// With other links it is memory like any other. Ask once, for all that will be needed: for every device and peer it counts
-    /// as locked memory, until both the region and the group are gone. A device that does not take it copies, as the log
-    /// says at level debug.
+    /// With other links it is memory like any other. Ask once, for all that will be needed, at most 32 times: it stays until both
+    /// the region and the group are gone, and for every device and peer it counts as locked memory. A device or a rank that does
+    /// not take it gets copies, as the log says at level debug.
     ///
     /// # Errors
     /// [`FabricError::Io`] when the system has no memory for it.
     pub fn region(&mut self, len: usize) -> Result<Region, FabricError> {
-        let pages = Arc::new(Pages::new(len.saturating_mul(size_of::<f32>()))?);
-        self.wire.links.lend(&pages);
+        let bytes = len.saturating_mul(size_of::<f32>());
+        let links = &mut self.wire.links;
+        let is_shared = |peer| links.transport(peer) == Some(Transport::SharedMemory);
+        let pages = match (0..self.wire.peers.len()).any(is_shared) {
+            true => Pages::to_lend(bytes)?,
+            false => Pages::new(bytes)?,
+        };
+        let pages = Arc::new(pages);
+        links.lend(&pages);
         Ok(Region::new(pages))
     }
 
@@ -320,7 +328,8 @@ impl Group {
     /// Sends `data` to one rank, which [receives](Self::recv) it; messages to one rank arrive in the order they were sent.
     ///
     /// Returns once the bytes are handed over to the link, which may be before they are received; those of a
-    /// [region](Self::region) once its devices are done with them.
+    /// [region](Self::region) once nobody reads them there any more, which on one machine is when they are received, so two
+    /// ranks must not both do so before they receive.
     ///
     /// # Errors
     /// [`FabricError::Invalid`] when there is no such other rank, else as [`all_gather`](Self::all_gather).

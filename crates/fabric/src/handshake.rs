@@ -22,7 +22,7 @@ use crate::key::{KEY_BYTES, Key, random_bytes};
 use crate::timed;
 
 /// Version of everything that is said over connections of this crate.
-pub(crate) const PROTOCOL_VERSION: u16 = 11;
+pub(crate) const PROTOCOL_VERSION: u16 = 12;
 
 /// What a connection is for; the proof of one purpose is none for another.
 #[derive(Clone, Copy, Debug)]

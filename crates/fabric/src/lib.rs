@@ -57,6 +57,7 @@ mod invitation;
 mod key;
 pub mod lane;
 mod link;
+mod loan;
 mod lobby;
 mod memory;
 #[cfg(feature = "mpi")]
@@ -65,6 +66,7 @@ mod pace;
 mod pages;
 mod ports;
 mod rank;
+mod records;
 mod reduce;
 mod region;
 mod resolve;

@@ -9,7 +9,7 @@ use crate::pages::Pages;
 
 /// The links of one rank to all of its peers: one ordered, reliable stream of bytes each way to each.
 ///
-/// Nothing here blocks but [`wait`](Self::wait). A link ends when either side drops its `Links`; what was written before
+/// Nothing here blocks but [`wait`](Self::wait) and [`settle`](Self::settle). A link ends when either side drops its `Links`; what was written before
 /// can still be read. Collectives are written once over this trait, and one conformance suite runs over all of its
 /// implementations.
 pub(crate) trait Links: Send {
@@ -22,7 +22,8 @@ pub(crate) trait Links: Send {
     /// Sleeps until one of `interests` is possible, not at all if one is already, and for `timeout` at most. May wake early.
     fn wait(&mut self, interests: &[Interest], timeout: Duration) -> io::Result<()>;
 
-    /// Makes memory known to what carries the bytes, so that what lies there need not be copied before it is sent.
+    /// Makes memory known to what carries the bytes, and to ranks that can read it there, so that what lies there need not be
+    /// copied before it is sent.
     fn lend(&mut self, _pages: &Arc<Pages>) {}
 
     /// Waits until nothing reads what was written from [lent](Self::lend) memory any more: only then may it change. Fails
@@ -30,6 +31,9 @@ pub(crate) trait Links: Send {
     fn settle(&mut self, _peer: usize, _timeout: Duration) -> io::Result<()> {
         Ok(())
     }
+
+    /// Takes back what was lent, at the end of the group: a peer that has not read it by now gets an error in its place.
+    fn reclaim(&mut self) {}
 
     /// Says what carries the bytes to and from `peer`; nothing for a rank that is none.
     fn transport(&self, peer: usize) -> Option<Transport>;

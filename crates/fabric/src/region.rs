@@ -12,7 +12,7 @@ pub struct Region {
 }
 
 impl Region {
-    /// Takes all of `pages`, which nobody else may read or write but devices that send from them.
+    /// Takes all of `pages`, which nobody else may write, nor read but devices that send from them and ranks that receive.
     pub(crate) fn new(pages: Arc<Pages>) -> Self {
         let len = pages.bytes() / size_of::<f32>();
         Self { pages, len }
@@ -30,8 +30,8 @@ impl Deref for Region {
 
 impl DerefMut for Region {
     fn deref_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as above; whoever else holds the pages only has them read by a device, and a collective does not return
-        // before that is over, unless it fails, and then nobody wants what was sent.
+        // SAFETY: as above; whoever else holds the pages only has them read, and a collective does not return before that is
+        // over, unless it fails, and then what was sent is worth nothing: the group is over, and who reads it too late fails.
         unsafe { std::slice::from_raw_parts_mut(self.pages.start().as_ptr().cast(), self.len) }
     }
 }

@@ -69,30 +69,45 @@ impl<const BYTES: usize, R: Deref<Target = Ring<BYTES>>> Writer<R> {
         }
     }
 
-    /// Writes what there is room for.
+    /// Returns the ring.
+    pub(crate) fn ring(&self) -> &R {
+        &self.ring
+    }
+
+    /// Returns how many bytes there is room for; there may be more room if it is for `wanted` or more.
     ///
     /// # Errors
     /// `InvalidData` when the reader claims to have read what was never written.
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.room() < bytes.len() {
+    pub(crate) fn room(&mut self, wanted: usize) -> io::Result<usize> {
+        if self.known_room() < wanted {
             self.read = self.ring.read.0.load(Ordering::Acquire);
             self.check()?;
         }
-        let count = self.room().min(bytes.len());
+        Ok(self.known_room())
+    }
+
+    /// Puts `bytes` behind those before; the reader sees them once they are [published](Self::publish).
+    ///
+    /// # Panics
+    /// If there is no [`room`](Self::room) for them.
+    pub(crate) fn put(&mut self, bytes: &[u8]) {
+        assert!(bytes.len() <= self.known_room(), "room was asked for");
         let start = self.written as usize % BYTES;
-        let before_end = count.min(BYTES - start);
-        let (first, second) = bytes[..count].split_at(before_end);
-        // SAFETY: `start + before_end` and `count - before_end` are at most `BYTES`, so both ranges are inside the ring;
+        let (first, second) = bytes.split_at(bytes.len().min(BYTES - start));
+        // SAFETY: no more than `BYTES` are put, up to the end and from the start on, so both ranges are inside the ring;
         // they begin at the writer's place and are no longer than the room, so the reader is done with them (its count
         // was loaded with acquire) and will not look at them before `written` is published.
         unsafe {
             self.ring.bytes.put(start, first);
             self.ring.bytes.put(0, second);
         }
-        // Wrapping, and `count` fits since `BYTES` does.
-        self.written = self.written.wrapping_add(count as u32);
+        // Wrapping, and the length fits since `BYTES` does.
+        self.written = self.written.wrapping_add(bytes.len() as u32);
+    }
+
+    /// Shows the reader all that was put.
+    pub(crate) fn publish(&mut self) {
         self.ring.written.0.store(self.written, Ordering::Release);
-        Ok(count)
     }
 
     /// Says whether the reader sleeps and is to be woken, by whoever gets this answer, for what was written just now.
@@ -100,14 +115,14 @@ impl<const BYTES: usize, R: Deref<Target = Ring<BYTES>>> Writer<R> {
         taken(&self.ring.reader_sleeps)
     }
 
-    /// Asks to be woken when there is room; false when there is some already.
-    pub(crate) fn prepare_sleep(&mut self) -> bool {
+    /// Asks to be woken when something is read; false when there is room for `wanted` bytes already.
+    pub(crate) fn prepare_sleep(&mut self, wanted: usize) -> bool {
         // A store would do, but loom does not see that what took the last mark away comes before it.
         self.ring.writer_sleeps.0.swap(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         self.read = self.ring.read.0.load(Ordering::Acquire);
         // A claim that cannot be true is for the next write to find.
-        self.check().is_ok() && self.room() == 0
+        self.check().is_ok() && self.known_room() < wanted
     }
 
     /// Takes the wish to be woken back.
@@ -123,7 +138,7 @@ impl<const BYTES: usize, R: Deref<Target = Ring<BYTES>>> Writer<R> {
     }
 
     /// Zero when the reader's claim is untrue.
-    fn room(&self) -> usize {
+    pub(crate) fn known_room(&self) -> usize {
         BYTES.saturating_sub(self.written.wrapping_sub(self.read) as usize)
     }
 }
@@ -136,6 +151,11 @@ impl<const BYTES: usize, R: Deref<Target = Ring<BYTES>>> Reader<R> {
     pub(crate) unsafe fn new(ring: R) -> Self {
         const { assert!(BYTES.is_power_of_two() && BYTES <= 1 << 31) };
         Self { ring, read: 0 }
+    }
+
+    /// Returns the ring.
+    pub(crate) fn ring(&self) -> &R {
+        &self.ring
     }
 
     /// Reads what is there, at most `into`.
@@ -186,6 +206,17 @@ impl<const BYTES: usize, R: Deref<Target = Ring<BYTES>>> Reader<R> {
             available if available <= BYTES => Ok(available),
             _ => Err(damaged()),
         }
+    }
+}
+
+#[cfg(test)]
+impl<const BYTES: usize, R: Deref<Target = Ring<BYTES>>> Writer<R> {
+    /// Writes what there is room for.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.room(bytes.len())?.min(bytes.len());
+        self.put(&bytes[..count]);
+        self.publish();
+        Ok(count)
     }
 }
 

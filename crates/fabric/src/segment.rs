@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Deref;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use rustix::fs::{Mode, fstat, ftruncate};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -29,6 +29,8 @@ use crate::ring::Ring;
 #[repr(C)]
 pub(crate) struct Contents {
     proof: [AtomicU8; KEY_BYTES],
+    /// A bit for each region that the reader of a ring has opened.
+    pub(crate) opened: [AtomicU32; 2],
     /// From the side that created the memory, and to it.
     pub(crate) rings: [Ring<RING_BYTES>; 2],
 }

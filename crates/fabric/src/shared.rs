@@ -1,22 +1,29 @@
 //! One link through shared memory, beside the connection that it came from.
 //!
-//! Bytes go through two rings. The connection stays: its end is the end of the link, noticed by whoever sleeps on it,
-//! and a byte on it, of whatever value, wakes the other end.
+//! Bytes go through two rings, but for those in memory that was lent, which are read there. The connection stays: its end is
+//! the end of the link, noticed by whoever sleeps on it, and a byte on it, of whatever value, wakes the other end.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
 
 use crate::link::Interest;
+use crate::pages::Pages;
+use crate::records::{RECORD_BYTES_MIN, RecordReader, RecordWriter};
 use crate::ring::{Reader, Ring, Writer};
 use crate::segment::{RING_BYTES, Segment};
-use crate::socket::unless_blocked;
+use crate::socket::{poll_for, unless_blocked};
 
 /// Both directions of a link, as one side sees them.
 pub(crate) struct Pipes {
-    outgoing: Writer<Half>,
-    incoming: Reader<Half>,
+    pub(crate) outgoing: RecordWriter,
+    pub(crate) incoming: RecordReader,
 }
 
 impl Pipes {
@@ -38,19 +45,26 @@ impl Pipes {
         };
         // SAFETY: the memory is fresh, each side makes its ends once, for it gives its only mapping away, and each writes
         // the ring that the other reads.
-        unsafe {
-            Self {
-                outgoing: Writer::new(half(outgoing)),
-                incoming: Reader::new(half(incoming)),
-            }
+        let (writer, reader) =
+            unsafe { (Writer::new(half(outgoing)), Reader::new(half(incoming))) };
+        Self {
+            outgoing: RecordWriter::new(writer),
+            incoming: RecordReader::new(reader),
         }
     }
 }
 
-/// One ring of a segment.
-struct Half {
+/// One ring of a segment, and what belongs to it.
+pub(crate) struct Half {
     segment: Arc<Segment>,
     index: usize,
+}
+
+impl Half {
+    /// Returns the bits of the regions that the reader of the ring has opened.
+    pub(crate) fn opened(&self) -> &AtomicU32 {
+        &self.segment.opened[self.index]
+    }
 }
 
 impl Deref for Half {
@@ -84,24 +98,15 @@ impl SharedLink {
         if self.ended {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        let mut left = BITE_BYTES;
-        for part in parts {
-            let bite = &part[..part.len().min(left)];
-            let taken = self.pipes.outgoing.write(bite)?;
-            left -= taken;
-            if taken < part.len() {
-                break;
-            }
-        }
-        if left < BITE_BYTES && self.pipes.outgoing.take_sleeper() {
+        let taken = self.pipes.outgoing.write(parts)?;
+        if taken > 0 && self.pipes.outgoing.take_sleeper() {
             self.wake();
         }
-        Ok(BITE_BYTES - left)
+        Ok(taken)
     }
 
     pub(crate) fn read(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
-        let bite = into.len().min(BITE_BYTES);
-        match self.pipes.incoming.read(&mut into[..bite])? {
+        match self.pipes.incoming.read(into)? {
             0 => Ok(self.ended.then_some(0)),
             count => {
                 if self.pipes.incoming.take_sleeper() {
@@ -112,11 +117,48 @@ impl SharedLink {
         }
     }
 
+    /// Lets the other end read what lies in `pages` there, once it can.
+    pub(crate) fn lend(&mut self, pages: &Arc<Pages>) {
+        self.pipes.outgoing.lend(pages);
+    }
+
+    /// See [`Links::reclaim`](crate::link::Links::reclaim).
+    pub(crate) fn reclaim(&self) {
+        self.pipes.outgoing.reclaim();
+    }
+
+    /// See [`Links::settle`](crate::link::Links::settle); the other end has the time from whenever it has read.
+    pub(crate) fn settle(&mut self, timeout: Duration) -> io::Result<()> {
+        let (mut since, mut unread) = (Instant::now(), usize::MAX);
+        while !self.pipes.outgoing.is_settled()? {
+            if self.pipes.outgoing.unread() < unread {
+                (since, unread) = (Instant::now(), self.pipes.outgoing.unread());
+            }
+            let waited = since.elapsed();
+            if self.ended {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            } else if waited >= timeout {
+                return Err(io::ErrorKind::TimedOut.into());
+            } else if waited < SETTLE_AWAKE {
+                thread::yield_now();
+                continue;
+            }
+            let mut news = false;
+            if self.pipes.outgoing.prepare_sleep(RING_BYTES) {
+                let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+                poll_for(&mut fds, timeout - waited)?;
+                news = !fds[0].revents().is_empty();
+            }
+            self.awake(news);
+        }
+        Ok(())
+    }
+
     /// Asks to be woken for `interest`; false when it is possible already. Either way [`awake`](Self::awake) must follow.
     pub(crate) fn prepare_sleep(&mut self, interest: Interest) -> bool {
         !self.ended
             && (!interest.read || self.pipes.incoming.prepare_sleep())
-            && (!interest.write || self.pipes.outgoing.prepare_sleep())
+            && (!interest.write || self.pipes.outgoing.prepare_sleep(RECORD_BYTES_MIN))
     }
 
     /// Wants no wake-ups any more, and hears those that came, if the connection is said to have `news`.
@@ -136,20 +178,15 @@ impl SharedLink {
     }
 }
 
-/// The most that is copied at once: the other end takes one bite while this end puts in the next.
-const BITE_BYTES: usize = 64 * 1024;
+/// Longer than it takes to read the last piece of a sum.
+const SETTLE_AWAKE: Duration = Duration::from_micros(100);
 
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
-    use std::thread;
-    use std::time::Duration;
-
-    use rustix::event::{PollFd, PollFlags};
 
     use super::*;
     use crate::segment::{self, Offer};
-    use crate::socket::poll_for;
 
     fn links() -> (SharedLink, SharedLink) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
@@ -280,5 +317,39 @@ mod tests {
             };
             assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
         });
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn who_lent_waits_for_the_reader_and_learns_of_its_end() {
+        let (mut ours, mut theirs) = links();
+        let pages = Arc::new(Pages::to_lend(2 * RING_BYTES).expect("memory"));
+        ours.lend(&pages);
+        assert_eq!(theirs.read(&mut [0]).expect("a notice"), None);
+        // SAFETY: nobody writes there.
+        let bytes = unsafe { std::slice::from_raw_parts(pages.start().as_ptr(), pages.bytes()) };
+        let lend = |link: &mut SharedLink| {
+            let taken = link.write(&[IoSlice::new(bytes)]).expect("honest");
+            assert_eq!(taken, bytes.len());
+        };
+        let soon = Duration::from_secs(60);
+        ours.settle(soon).expect("nothing is lent");
+        lend(&mut ours);
+        let error = ours.settle(Duration::from_millis(5)).expect_err("unread");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                // By then the other end sleeps.
+                thread::sleep(100 * SETTLE_AWAKE);
+                let mut into = vec![1; bytes.len()];
+                let count = theirs.read(&mut into).expect("honest");
+                assert_eq!(count, Some(bytes.len()));
+            });
+            ours.settle(soon).expect("it is read");
+            lend(&mut ours);
+        });
+        drop(theirs);
+        let error = ours.settle(soon).expect_err("nobody reads");
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 }

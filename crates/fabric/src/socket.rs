@@ -128,8 +128,10 @@ impl Links for TcpLinks {
 
     fn lend(&mut self, pages: &Arc<Pages>) {
         for line in self.peers.iter_mut().flatten() {
-            if let Line::Rdma(link) = line {
-                link.lend(pages);
+            match line {
+                Line::Rdma(link) => link.lend(pages),
+                Line::Shared(link) => link.lend(pages),
+                Line::Tcp(_) | Line::Striped(_) => {}
             }
         }
     }
@@ -137,7 +139,16 @@ impl Links for TcpLinks {
     fn settle(&mut self, peer: usize, timeout: Duration) -> io::Result<()> {
         match self.line(peer)? {
             Line::Rdma(link) => link.settle(timeout),
-            Line::Tcp(_) | Line::Striped(_) | Line::Shared(_) => Ok(()),
+            Line::Shared(link) => link.settle(timeout),
+            Line::Tcp(_) | Line::Striped(_) => Ok(()),
+        }
+    }
+
+    fn reclaim(&mut self) {
+        for line in self.peers.iter().flatten() {
+            if let Line::Shared(link) = line {
+                link.reclaim();
+            }
         }
     }
 

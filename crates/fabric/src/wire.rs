@@ -212,7 +212,14 @@ impl Wire {
     fn settle(&mut self) -> Result<(), Cause> {
         self.others().try_for_each(|peer| {
             let settled = self.links.settle(peer, self.timeout);
-            settled.map_err(|error| lost(peer, &error))
+            settled.map_err(|error| match error.kind() {
+                io::ErrorKind::TimedOut => Cause::Silent {
+                    peer,
+                    waited: self.timeout,
+                    cable: None,
+                },
+                _ => lost(peer, &error),
+            })
         })
     }
 

@@ -58,24 +58,24 @@ fn a_wrong_token_is_refused_in_words_and_stops_nobody() {
 fn another_version_is_told_to_both_ends() {
     forms_in_spite_of(|address| {
         let mut stream = TcpStream::connect(address).expect("it listens");
-        stream.write_all(b"shoalfab\x0c\x00").expect("it reads");
+        stream.write_all(b"shoalfab\x0d\x00").expect("it reads");
         let mut greeting = [0; 10];
         stream
             .read_exact(&mut greeting)
             .expect("it says its own version");
-        assert_eq!(greeting, *b"shoalfab\x0b\x00");
+        assert_eq!(greeting, *b"shoalfab\x0c\x00");
         assert_eq!(stream.read(&mut greeting).expect("it hangs up"), 0);
     });
 
     let (rendezvous, address) = open(2);
     let mut stream = TcpStream::connect(address).expect("it listens");
-    stream.write_all(b"shoalfab\x0c\x00").expect("it reads");
+    stream.write_all(b"shoalfab\x0d\x00").expect("it reads");
     let outcome = rendezvous.accept(Instant::now() + Duration::from_millis(1000));
     let peer = stream.local_addr().expect("connected");
     assert_eq!(
         outcome.err().expect("refused").to_string(),
         format!(
-            "the shoal at {peer} speaks protocol version 12 and this one version 11: install the same release on both machines"
+            "the shoal at {peer} speaks protocol version 13 and this one version 12: install the same release on both machines"
         )
     );
 }
@@ -87,7 +87,7 @@ fn garbage_stops_nobody() {
             &b"GET / HTTP/1.1\r\n\r\n"[..],
             &[0; 4096],
             &[0xff; 100_000],
-            b"shoalfab\x0b\x00 and then this",
+            b"shoalfab\x0c\x00 and then this",
         ] {
             let mut stream = TcpStream::connect(address).expect("it listens");
             // It may hang up in the middle, which is as good.

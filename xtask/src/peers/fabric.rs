@@ -51,7 +51,7 @@ pub(crate) fn run(rounds: u32) -> Result<()> {
         report += &format!("\n{world} processes, over TCP; median (range) in µs:\n\n");
         report += &figures.table(&[Side::ShoalTcp, Side::OpenMpiTcp, Side::MlxRing]);
         report += &format!("\n{world} processes, over shared memory; median (range) in µs:\n\n");
-        report += &figures.table(&[Side::ShoalShared, Side::OpenMpiShared]);
+        report += &figures.table(&[Side::ShoalShared, Side::OpenMpiShared, Side::MlxRing]);
     }
     report += &commands(&sides);
     eprintln!("\n{report}");
@@ -142,7 +142,7 @@ fn head(date: &str, commit: &str, mpi_version: &str, rounds: u32) -> String {
          {requirements}. `cargo xtask peers fabric` took the programs in {rounds} turns; a figure is the median of the turns, the range is\n\
          that of the turns, and a turn's figure is the median of its samples. The last columns are the median of the ratios within\n\
          each turn: above 1, Shoal is quicker. Where there are cores enough, mpirun and Shoal's benchmark bind each rank to one; MLX\n\
-         does not.\n",
+         does not. Shoal's values lie in a region, as a model's do. MLX has no shared memory: beside that, its ring over TCP is shown again.\n",
         date = date.trim(),
         commit = commit.trim(),
     )

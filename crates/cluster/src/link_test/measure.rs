@@ -139,7 +139,7 @@ impl Test<'_, '_> {
         let plan = self.plan;
         let mut rows = Vec::new();
         let largest = plan.sizes_bytes.iter().max().copied().unwrap_or(0);
-        // As a model's sums are, in memory that devices may know.
+        // As a model's sums are, in memory that is lent.
         let mut region = self.group.region(largest.min(REGION_BYTES_MAX) / 4)?;
         for &bytes in &plan.sizes_bytes {
             let few = plan.rounds;

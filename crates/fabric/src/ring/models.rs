@@ -60,7 +60,7 @@ fn bytes_come_out_as_they_went_in_and_every_sleeper_is_woken() {
             let count = writer.write(&bytes[sent..]).expect("the reader is honest");
             sent += count;
             if count == 0 {
-                if writer.prepare_sleep() {
+                if writer.prepare_sleep(1) {
                     thread::park();
                 }
                 writer.awake();

@@ -80,7 +80,7 @@ fn counts_go_on_past_the_end_of_their_type() {
 #[test]
 fn each_sleeper_is_taken_once_and_only_when_it_found_nothing_to_do() {
     let (mut writer, mut reader) = ends(&empty());
-    assert!(!writer.prepare_sleep(), "there is room");
+    assert!(!writer.prepare_sleep(1), "there is room");
     writer.awake();
     assert!(reader.prepare_sleep(), "nothing is there");
     assert_eq!(writer.write(&[1; BYTES]).expect("honest"), BYTES);
@@ -89,7 +89,7 @@ fn each_sleeper_is_taken_once_and_only_when_it_found_nothing_to_do() {
     assert!(!reader.prepare_sleep(), "something is there");
     reader.awake();
     assert!(!writer.take_sleeper());
-    assert!(writer.prepare_sleep(), "there is no room");
+    assert!(writer.prepare_sleep(1), "there is no room");
     assert_eq!(reader.read(&mut [0]).expect("honest"), 1);
     assert!(reader.take_sleeper() && !reader.take_sleeper());
 }
@@ -127,7 +127,7 @@ fn every_sleeper_is_woken() {
             if count > 0 && writer.take_sleeper() {
                 reading.thread().unpark();
             } else if count == 0 {
-                if writer.prepare_sleep() {
+                if writer.prepare_sleep(1) {
                     thread::park();
                 }
                 writer.awake();
@@ -161,6 +161,6 @@ proptest! {
             Ok(count) => prop_assert!(count == length && length <= BYTES || read.wrapping_neg() as usize <= BYTES),
             Err(error) => prop_assert!(length > BYTES && error.kind() == io::ErrorKind::InvalidData),
         }
-        let _any_outcome = (writer.prepare_sleep(), reader.prepare_sleep());
+        let _any_outcome = (writer.prepare_sleep(1), reader.prepare_sleep());
     }
 }
