@@ -18,6 +18,7 @@ impl Wire {
         traffic: &dyn Traffic,
         moving: &Moving,
     ) -> FabricError {
+        self.links.give_up();
         for recv in &moving.recvs {
             self.peers[recv.peer].skip = recv.bytes_left();
         }
@@ -84,6 +85,7 @@ impl Wire {
     /// it says farewell as well: a socket that is closed before may take back what the other end has not read yet. The
     /// lost rank is told if that goes without waiting, so that it knows if it should wake up.
     pub(crate) fn end(&mut self, abort: Abort, midway: Vec<(Outgoing, &[u8])>) -> Abort {
+        self.links.give_up();
         let began = Instant::now();
         let (mut until, last) = (began + FAREWELL_STILL_MAX, began + FAREWELL_TIME_MAX);
         let (payload, own) = (abort.encode(), self.rank.index());

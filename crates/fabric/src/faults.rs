@@ -174,6 +174,32 @@ fn all_lost_rank_1(results: &[Result<(), FabricError>]) {
     }
 }
 
+/// What rank 0 has lent to rank 2 by then, and has taken back, lies before the word of who was lost.
+#[cfg(target_os = "linux")]
+#[test]
+fn who_comes_after_the_end_learns_who_was_lost_behind_what_was_lent() {
+    const LEN: usize = 150_000;
+    let mut groups = sockets_and_memory(3).into_iter().enumerate();
+    let mut next = || {
+        let (rank, links) = groups.next().expect("three ranks");
+        Group::new(Rank::at(rank), 3, Box::new(links), Pace::of_machine(3))
+    };
+    let [mut first, mut lost, mut late] = [next(), next(), next()];
+    let sum = |group: &mut Group, times: usize| {
+        let mut region = group.region(LEN).expect("memory");
+        (0..times).try_for_each(|_| group.all_reduce_sum(&mut region))
+    };
+    thread::scope(|scope| {
+        scope.spawn(move || sum(&mut lost, 1).expect("all are there"));
+        let leaving = scope.spawn(move || sum(&mut first, 2));
+        let mut region = late.region(LEN).expect("memory");
+        late.all_reduce_sum(&mut region).expect("all are there");
+        let first = leaving.join().expect("no panic");
+        let second = late.all_reduce_sum(&mut region);
+        all_lost_rank_1(&[first, second]);
+    });
+}
+
 #[test]
 fn death_in_the_middle_of_a_frame_is_named_by_all() {
     // The longer data is cut into chunks, and those into pieces, of which the first is shown.

@@ -146,8 +146,8 @@ impl Group {
     /// being copied first, where that is worth it.
     ///
     /// With other links it is memory like any other. Ask once, for all that will be needed, at most 32 times: it stays until both
-    /// the region and the group are gone, and for every device and peer it counts as locked memory. A device or a rank that does
-    /// not take it gets copies, as the log says at level debug.
+    /// the region and the group are gone, and counts as locked memory for every device and each peer of that. A device or a rank
+    /// that does not take it gets copies, as the log says at level debug.
     ///
     /// # Errors
     /// [`FabricError::Io`] when the system has no memory for it.
@@ -328,8 +328,8 @@ impl Group {
     /// Sends `data` to one rank, which [receives](Self::recv) it; messages to one rank arrive in the order they were sent.
     ///
     /// Returns once the bytes are handed over to the link, which may be before they are received; those of a
-    /// [region](Self::region) once nobody reads them there any more, which on one machine is when they are received, so two
-    /// ranks must not both do so before they receive.
+    /// [region](Self::region) once nobody reads them there any more, which on one machine is when they are received: of ranks
+    /// that send to each other, or in a circle, one receives first.
     ///
     /// # Errors
     /// [`FabricError::Invalid`] when there is no such other rank, else as [`all_gather`](Self::all_gather).

@@ -32,6 +32,9 @@ pub(crate) trait Links: Send {
         Ok(())
     }
 
+    /// Takes note that nobody uses what comes from now on: it is only searched for why the group is over.
+    fn give_up(&mut self) {}
+
     /// Takes back what was lent, at the end of the group: a peer that has not read it by now gets an error in its place.
     fn reclaim(&mut self) {}
 

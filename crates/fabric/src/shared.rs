@@ -122,12 +122,17 @@ impl SharedLink {
         self.pipes.outgoing.lend(pages);
     }
 
+    /// See [`Links::give_up`](crate::link::Links::give_up).
+    pub(crate) fn give_up(&mut self) {
+        self.pipes.incoming.give_up();
+    }
+
     /// See [`Links::reclaim`](crate::link::Links::reclaim).
     pub(crate) fn reclaim(&self) {
         self.pipes.outgoing.reclaim();
     }
 
-    /// See [`Links::settle`](crate::link::Links::settle); the other end has the time from whenever it has read.
+    /// See [`Links::settle`](crate::link::Links::settle); the other end has the time from whenever it has read a record.
     pub(crate) fn settle(&mut self, timeout: Duration) -> io::Result<()> {
         let (mut since, mut unread) = (Instant::now(), usize::MAX);
         while !self.pipes.outgoing.is_settled()? {

@@ -144,6 +144,14 @@ impl Links for TcpLinks {
         }
     }
 
+    fn give_up(&mut self) {
+        for line in self.peers.iter_mut().flatten() {
+            if let Line::Shared(link) = line {
+                link.give_up();
+            }
+        }
+    }
+
     fn reclaim(&mut self) {
         for line in self.peers.iter().flatten() {
             if let Line::Shared(link) = line {
