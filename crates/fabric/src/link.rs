@@ -9,9 +9,9 @@ use crate::pages::Pages;
 
 /// The links of one rank to all of its peers: one ordered, reliable stream of bytes each way to each.
 ///
-/// Nothing here blocks but [`wait`](Self::wait) and [`settle`](Self::settle). A link ends when either side drops its `Links`; what was written before
-/// can still be read. Collectives are written once over this trait, and one conformance suite runs over all of its
-/// implementations.
+/// Nothing here blocks but [`wait`](Self::wait) and [`settle`](Self::settle). A link ends when either side drops its `Links`;
+/// what was written before can still be read. Collectives are written once over this trait, and one conformance suite runs
+/// over all of its implementations.
 pub(crate) trait Links: Send {
     /// Writes what the link takes of `parts`, in order; `Ok(0)` when it takes nothing now.
     fn write(&mut self, peer: usize, parts: &[IoSlice<'_>]) -> io::Result<usize>;

@@ -20,26 +20,6 @@ use crate::ring::{Reader, Writer};
 use crate::segment::RING_BYTES;
 use crate::shared::Half;
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Head {
-    length: u32,
-    region: u32,
-    offset: u64,
-}
-
-/// A region of this number is none, but news of one.
-const NOTICE: u32 = u32::MAX;
-const HEAD_BYTES: usize = size_of::<Head>();
-/// A record without bytes is none.
-pub(crate) const RECORD_BYTES_MIN: usize = HEAD_BYTES + 1;
-/// The most that is copied at once: the other end takes one bite while this end puts in the next.
-const BITE_BYTES: usize = 64 * 1024;
-/// Fewer bytes are sooner copied than found.
-const LENT_BYTES_MIN: usize = 96 * 1024;
-/// As many as have a bit each.
-const REGIONS_MAX: usize = u32::BITS as usize;
-
 /// The end that writes records.
 pub(crate) struct RecordWriter {
     ring: Writer<Half>,
@@ -119,15 +99,14 @@ impl RecordWriter {
         Ok(())
     }
 
-    /// Whether nothing that was lent is being read.
-    pub(crate) fn is_settled(&mut self) -> io::Result<bool> {
-        self.lends = self.lends && self.ring.room(RING_BYTES)? < RING_BYTES;
-        Ok(!self.lends)
-    }
-
-    /// Returns how much of what was written had not been read when that was last looked at.
-    pub(crate) fn unread(&self) -> usize {
-        RING_BYTES - self.ring.known_room()
+    /// Returns how many bytes the other end has to read before nothing is lent any more.
+    pub(crate) fn unsettled(&mut self) -> io::Result<usize> {
+        let unread = match self.lends {
+            true => RING_BYTES - self.ring.room(RING_BYTES)?,
+            false => 0,
+        };
+        self.lends = unread > 0;
+        Ok(unread)
     }
 
     /// Lends nothing any more; what the other end reads of it from now on is an error there.
@@ -168,18 +147,6 @@ impl RecordWriter {
 
     fn put_head(&mut self, head: Head) {
         self.ring.put(bytemuck::bytes_of(&head));
-    }
-}
-
-impl Head {
-    /// # Panics
-    /// If there are more bytes than a payload of a frame may have.
-    fn of(region: u32, bytes: usize) -> Self {
-        Self {
-            length: u32::try_from(bytes).expect("frames are shorter"),
-            region,
-            offset: 0,
-        }
     }
 }
 
@@ -317,6 +284,38 @@ impl RecordReader {
     }
 }
 
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Head {
+    length: u32,
+    region: u32,
+    offset: u64,
+}
+
+impl Head {
+    /// # Panics
+    /// If there are more bytes than a payload of a frame may have.
+    fn of(region: u32, bytes: usize) -> Self {
+        Self {
+            length: u32::try_from(bytes).expect("frames are shorter"),
+            region,
+            offset: 0,
+        }
+    }
+}
+
+/// A region of this number is none, but news of one.
+const NOTICE: u32 = u32::MAX;
+const HEAD_BYTES: usize = size_of::<Head>();
+/// A record without bytes is none.
+pub(crate) const RECORD_BYTES_MIN: usize = HEAD_BYTES + 1;
+/// The most that is copied at once: the other end takes one bite while this end puts in the next.
+const BITE_BYTES: usize = 64 * 1024;
+/// Fewer bytes are sooner copied than found.
+const LENT_BYTES_MIN: usize = 96 * 1024;
+/// As many as have a bit each.
+const REGIONS_MAX: usize = u32::BITS as usize;
+
 fn damaged() -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
@@ -369,17 +368,17 @@ mod tests {
         let (writer, reader) = (&mut ends.0, &mut ends.1);
         let part = &bytes(&region)[11..];
         assert_eq!(write(writer, &[b"ab", part, b"later"]), 2 + part.len());
-        assert!(!writer.is_settled().expect("honest"));
+        assert!(writer.unsettled().expect("honest") > 0);
         let mut got = vec![1; 2 + part.len()];
         assert_eq!(reader.read(&mut got[..1000]).expect("honest"), 1000);
-        assert!(!writer.is_settled().expect("honest"));
+        assert!(writer.unsettled().expect("honest") > 0);
         // What is read now is what lies there now.
         *region.last_mut().expect("it is long") = f32::NAN;
         let mut filled = 1000;
         while filled < got.len() {
             filled += reader.read(&mut got[filled..]).expect("honest");
         }
-        assert!(writer.is_settled().expect("honest"));
+        assert_eq!(writer.unsettled().expect("honest"), 0);
         assert!(got[..2] == *b"ab" && got[2..] == bytes(&region)[11..]);
     }
 
@@ -397,7 +396,7 @@ mod tests {
         assert_eq!(ends.1.read(&mut [0; 2]).expect("a notice and a byte"), 1);
         let region = Region::new(pages);
         assert_eq!(write(&mut ends.0, &[bytes(&region)]), BITE_BYTES);
-        assert!(ends.0.is_settled().expect("honest"));
+        assert_eq!(ends.0.unsettled().expect("honest"), 0);
         // The next one is told of by its own number.
         let mut rest = vec![1; BITE_BYTES];
         assert_eq!(ends.1.read(&mut rest).expect("honest"), BITE_BYTES);
@@ -455,7 +454,7 @@ mod tests {
             }
             while read(reader) > 0 {}
             prop_assert!(got == due);
-            prop_assert!(writer.is_settled().expect("honest"));
+            prop_assert_eq!(writer.unsettled().expect("honest"), 0);
         }
 
         #[test]

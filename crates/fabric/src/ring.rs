@@ -138,7 +138,7 @@ impl<const BYTES: usize, R: Deref<Target = Ring<BYTES>>> Writer<R> {
     }
 
     /// Zero when the reader's claim is untrue.
-    pub(crate) fn known_room(&self) -> usize {
+    fn known_room(&self) -> usize {
         BYTES.saturating_sub(self.written.wrapping_sub(self.read) as usize)
     }
 }

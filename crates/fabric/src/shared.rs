@@ -134,10 +134,13 @@ impl SharedLink {
 
     /// See [`Links::settle`](crate::link::Links::settle); the other end has the time from whenever it has read a record.
     pub(crate) fn settle(&mut self, timeout: Duration) -> io::Result<()> {
-        let (mut since, mut unread) = (Instant::now(), usize::MAX);
-        while !self.pipes.outgoing.is_settled()? {
-            if self.pipes.outgoing.unread() < unread {
-                (since, unread) = (Instant::now(), self.pipes.outgoing.unread());
+        let (mut since, mut least) = (Instant::now(), RING_BYTES);
+        loop {
+            let unread = self.pipes.outgoing.unsettled()?;
+            if unread == 0 {
+                return Ok(());
+            } else if unread < least {
+                (since, least) = (Instant::now(), unread);
             }
             let waited = since.elapsed();
             if self.ended {
@@ -156,7 +159,6 @@ impl SharedLink {
             }
             self.awake(news);
         }
-        Ok(())
     }
 
     /// Asks to be woken for `interest`; false when it is possible already. Either way [`awake`](Self::awake) must follow.
@@ -191,6 +193,8 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
+    #[cfg(target_os = "linux")]
+    use crate::region::Region;
     use crate::segment::{self, Offer};
 
     fn links() -> (SharedLink, SharedLink) {
@@ -331,8 +335,8 @@ mod tests {
         let pages = Arc::new(Pages::to_lend(2 * RING_BYTES).expect("memory"));
         ours.lend(&pages);
         assert_eq!(theirs.read(&mut [0]).expect("a notice"), None);
-        // SAFETY: nobody writes there.
-        let bytes = unsafe { std::slice::from_raw_parts(pages.start().as_ptr(), pages.bytes()) };
+        let region = Region::new(pages);
+        let bytes: &[u8] = bytemuck::cast_slice(&region);
         let lend = |link: &mut SharedLink| {
             let taken = link.write(&[IoSlice::new(bytes)]).expect("honest");
             assert_eq!(taken, bytes.len());
