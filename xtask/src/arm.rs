@@ -133,8 +133,6 @@ impl Toolchain {
         let mut cargo = command("cargo");
         with_libraries(&mut cargo, &self.root)
             .arg(task)
-            // Dependencies serve generators and macros here; to optimise them costs minutes and saves seconds.
-            .args(["--config", "profile.dev.package.\"*\".opt-level=0"])
             .args(["--config", "profile.dev.debug=false"])
             .env("CARGO_TARGET_DIR", &self.outputs)
             .env("RUSTC", rustc(&self.root))

@@ -1,7 +1,7 @@
 //! The checks of continuous integration, in order.
 
 use crate::{
-    arm, e2e, instructions, mpi, perplexity, rdma,
+    arm, e2e, instructions, mpi, perplexity, programs, rdma,
     shell::{check, command, output, succeeds, target},
 };
 use anyhow::{Context, Result, bail};
@@ -145,16 +145,8 @@ fn clippy() -> Result<()> {
 }
 
 fn test() -> Result<()> {
-    let mut isas = command("cargo");
-    isas.args([
-        "run",
-        "--quiet",
-        "--package",
-        "shoal-kernels",
-        "--example",
-        "isas",
-    ]);
-    let isas = output(&mut isas)?;
+    let isas = programs::build(&[("--example", "isas")], &[])?.remove(0);
+    let isas = output(&mut command(isas))?;
     eprintln!(
         "kernels are tested for what this processor has ({}), and for nothing else",
         isas.trim().replace('\n', ", ")

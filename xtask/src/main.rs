@@ -15,12 +15,12 @@ mod instructions;
 mod mpi;
 mod peers;
 mod perplexity;
+mod programs;
 mod python;
 mod rdma;
 mod sanitize;
 mod shell;
 mod spread;
-mod suites;
 mod table;
 
 use anyhow::{Result, bail};

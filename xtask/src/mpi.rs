@@ -1,12 +1,12 @@
 //! The fabric's suites over MPI: each rank is a process that `mpirun` starts.
 
 use crate::{
+    programs,
     shell::{check, command, succeeds, target},
-    suites,
 };
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use std::{fs, process::Command};
+use std::{fs, path::Path, process::Command};
 
 /// The suites, and with how many ranks each runs.
 const SUITES: [(&str, &[usize]); 3] = [
@@ -36,9 +36,11 @@ pub(crate) fn run() -> Result<()> {
         clippy.args(["--package", package]);
     }
     check(clippy.args(["--", "-D", "warnings"])).context(PREPARATION)?;
-    let names = SUITES.map(|(suite, _)| suite);
-    let programs = suites::build("shoal-fabric", &names, &["--features", "mpi"])?;
-    for ((suite, worlds), program) in SUITES.into_iter().zip(programs) {
+    let mut targets = SUITES.map(|(suite, _)| ("--test", suite)).to_vec();
+    targets.push(("--bin", "shoal"));
+    let mut built = programs::build(&targets, &["--features", "mpi"])?;
+    let shoal = built.pop().context("as many are built as are asked for")?;
+    for ((suite, worlds), program) in SUITES.into_iter().zip(built) {
         for world in worlds {
             let folder = target()?.join(format!("mpi/{suite}-{world}"));
             if folder.exists() {
@@ -55,15 +57,13 @@ pub(crate) fn run() -> Result<()> {
             check(&mut ranks)?;
         }
     }
-    test_links()
+    test_links(&shoal)
 }
 
 /// Tests the links between two ranks with the program itself.
-fn test_links() -> Result<()> {
-    let mut build = command("cargo");
-    check(build.args(["build", "--package", "shoal", "--features", "mpi"]))?;
+fn test_links(shoal: &Path) -> Result<()> {
     let mut ranks = mpirun(2);
-    ranks.arg(target()?.join("debug/shoal"));
+    ranks.arg(shoal);
     ranks.args([
         "fabric",
         "test",

@@ -6,14 +6,14 @@
 mod image;
 
 use crate::{
+    programs,
     shell::{check, command, succeeds, target},
-    suites,
 };
 use anyhow::{Context, Result, bail, ensure};
 use image::{Image, Kernel};
 use std::{
     io::{BufRead, BufReader},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
@@ -51,8 +51,14 @@ const CHECKS: &[&str] = &[
     "slow_network",
 ];
 
-/// Tests of the fabric that run over every kind of link.
-const SUITES: &[&str] = &["lanes", "conformance", "collectives"];
+/// What runs inside: tests of the fabric that run over every kind of link, those between hosts, and the program itself.
+const PROGRAMS: &[programs::Target<'_>] = &[
+    ("--test", "lanes"),
+    ("--test", "conformance"),
+    ("--test", "collectives"),
+    ("--test", "namespaces"),
+    ("--bin", "shoal"),
+];
 
 /// What only the superuser can install, as `.ci/run` does.
 const PREPARATION: &str = "on Debian, as root: apt-get install --no-install-recommends qemu-system-x86 busybox-static cpio \
@@ -103,24 +109,13 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
     report(&checks, &outcomes)
 }
 
-/// Builds what runs inside; returns where that lies.
-fn build(folder: &std::path::Path) -> Result<Vec<PathBuf>> {
-    check(command("cargo").args(["build", "--package", "shoal"]))?;
+/// Builds what runs inside, and a model for it; returns where that lies.
+fn build(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut built = programs::build(&[PROGRAMS, &[("--example", "tiny")]].concat(), &[])?;
+    let tiny = built.pop().context("as many are built as are asked for")?;
     let model = folder.join("tiny.gguf");
-    let mut tiny = command("cargo");
-    tiny.args([
-        "run",
-        "--package",
-        "shoal-testkit",
-        "--example",
-        "tiny",
-        "--",
-        "Q8_0",
-    ]);
-    check(tiny.arg(&model))?;
-    let mut built = suites::build("shoal-fabric", SUITES, &[])?;
-    built.extend(suites::build("shoal", &["namespaces"], &[])?);
-    built.extend([target()?.join("debug/shoal"), model]);
+    check(command(tiny).arg("Q8_0").arg(&model))?;
+    built.push(model);
     Ok(built)
 }
 

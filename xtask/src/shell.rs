@@ -73,7 +73,10 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
         .with_context(|| format!("starting `{line}`"))?;
     if !output.status.success() {
         let words = String::from_utf8_lossy(&output.stderr);
-        let last = words.lines().last().unwrap_or("no message");
+        let last = words
+            .lines()
+            .last()
+            .unwrap_or("without a word, or with those above");
         bail!("`{line}` failed ({}): {last}", output.status);
     }
     String::from_utf8(output.stdout).with_context(|| format!("`{line}` did not write text"))

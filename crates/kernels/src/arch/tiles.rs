@@ -1,8 +1,8 @@
 //! Products of tiles of bfloat16, over which the products of many tokens are written ([`crate::ops::linear`]).
 //!
 //! One operation is all there is, so that a processor's tiles are a few instructions and [`define`] says in plain Rust
-//! what they compute. Tests run the products over that definition on every machine; a processor's tiles are compared
-//! with it before they are used.
+//! what they compute. Tests run the products over that definition on every x86-64 machine; a processor's tiles are
+//! compared with it before they are used.
 
 use super::Simd;
 

@@ -253,8 +253,9 @@ proptest! {
     // A modelled product takes a hundred times as long as one of a processor's.
     #![proptest_config(ProptestConfig::with_cases(40.min(ProptestConfig::default().cases)))]
 
-    /// On every machine with tiles that compute by their definition, and with those of the processor where it has them.
+    /// With tiles that compute by their definition, and with those of the processor where it has them.
     #[test]
+    #[cfg_attr(not(target_arch = "x86_64"), ignore = "tiles are of x86-64")]
     fn tiled_products_agree(case in case(tiled::TOKENS_MIN..80)) {
         let Case { matrix, x } = case;
         let (layout, rows, cols) = (matrix.layout(), matrix.rows(), matrix.cols());
@@ -328,6 +329,7 @@ fn panels_read_in_pairs_give_the_same_bits() {
 
 /// More rows and tokens than go through at a time, more columns than a block, and none of them whole.
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "tiles are of x86-64")]
 fn large_tiled_products_agree() {
     let (rows, cols, tokens) = (16 * 32 + 40, 8 * 32 + 64, 16 * 32 + 5);
     let mut bytes = vec![0; Dtype::Q8_0.row_bytes(cols).unwrap() * rows];
@@ -366,6 +368,7 @@ fn large_tiled_products_agree() {
 }
 
 #[test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "tiles are of x86-64")]
 fn what_is_not_finite_spoils_its_own_tiled_outputs_only() {
     let (rows, cols, tokens) = (33, 256, tiled::TOKENS_MIN + 2);
     for dtype in Dtype::ALL.into_iter().filter(|dtype| dtype.is_quantized()) {
