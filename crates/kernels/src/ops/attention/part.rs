@@ -120,6 +120,9 @@ impl AttendPart<'_, '_> {
             let used = range.len() * token_stride;
             kept_pages.score::<S, Q, K>(s, range.clone(), queries, scores, row);
             for q in 0..Q {
+                for page in range.clone().skip(q).step_by(Q) {
+                    kept_pages.ask(s, page);
+                }
                 let scores = &mut scores[q * row..][..used];
                 let query = self.tile.range.clone().nth(q);
                 let seen = query.map_or(0, |i| self.tile.seen(i));
