@@ -46,7 +46,7 @@ impl Notice {
         let path = format!("/proc/{}/fd/{}", self.process, self.file);
         let file = File::from(open(path, flags, Mode::empty())?);
         let found = fstat(&file)?;
-        // Only files in memory can be sealed, and these are numbered together.
+        // Only files in memory can be sealed, and the number tells one from others.
         if found.st_ino != self.inode || !cannot_shrink(&file) {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -83,14 +83,15 @@ impl Loan {
     /// Reads what is at `offset`; nothing if the pages do not reach so far.
     ///
     /// # Safety
-    /// - Their owner does not write there meanwhile.
+    /// - What is read while their owner writes there is not used.
     pub(crate) unsafe fn read(&self, offset: u64, into: &mut [u8]) -> Option<()> {
         let offset = usize::try_from(offset).ok()?;
         let end = offset.checked_add(into.len())?;
         if end > self.bytes {
             return None;
         }
-        // SAFETY: in bounds, of a file that cannot be cut short; not written, by the contract; and no memory of ours is theirs.
+        // SAFETY: in bounds, of a file that cannot be cut short; any bytes are a value, and torn ones are not used, by the
+        // contract; and no memory of ours is theirs.
         unsafe {
             let from = self.start.as_ptr().add(offset);
             into.as_mut_ptr().copy_from_nonoverlapping(from, into.len());

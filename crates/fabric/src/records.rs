@@ -174,8 +174,8 @@ impl RecordReader {
     pub(crate) fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let mut filled = 0;
         while filled < into.len().min(BITE_BYTES) && self.begin_record()? {
-            let wanted = into.len().min(filled + self.rest.length as usize);
-            let part = &mut into[filled..wanted];
+            let wanted = (into.len() - filled).min(self.rest.length as usize);
+            let part = &mut into[filled..][..wanted];
             let count = match self.rest.region {
                 0 => self.ring.read(part)?,
                 // What was read before stays read.
@@ -220,10 +220,11 @@ impl RecordReader {
             if !self.read_whole(bytemuck::bytes_of_mut(&mut head))? {
                 return Ok(false);
             }
-            if head.region == NOTICE {
-                self.open(head)?;
-            } else {
-                self.rest = head;
+            match head {
+                Head { region: NOTICE, .. } => self.open(head)?,
+                // No writer makes one, and nothing would end a row of them.
+                Head { length: 0, .. } => return Err(damaged()),
+                _ => self.rest = head,
             }
         }
         Ok(true)
