@@ -79,6 +79,9 @@ fn build() -> Result<PathBuf> {
     build.args([
         "build",
         "--release",
+        // With the program's features, so that the kernels are those of its build.
+        "--package",
+        "shoal",
         "--package",
         "shoal-kernels",
         "--example",

@@ -45,10 +45,7 @@ fn run(words: &[&str]) -> Result<()> {
         ["arm"] => ci::run_only(&["arm"]),
         ["mpi"] => ci::run_only(&["mpi"]),
         ["sanitize"] => sanitize::run(),
-        ["e2e", tests @ ..] => {
-            ci::run_only(&["release"])?;
-            e2e::run(tests)
-        }
+        ["e2e", tests @ ..] => e2e::run(tests),
         [
             task @ ("bench" | "instructions" | "peers" | "rdma"),
             "--help" | "-h",

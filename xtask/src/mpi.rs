@@ -19,7 +19,7 @@ const SUITES: [(&str, &[usize]); 3] = [
 const PREPARATION: &str = "on Debian, as root: apt-get install --no-install-recommends openmpi-bin libopenmpi-dev \
     libclang-dev";
 
-/// Builds the fabric with its feature `mpi`, and runs its suites.
+/// Builds the program and the fabric with their feature `mpi`, and runs the fabric's suites.
 ///
 /// # Errors
 /// When there is no MPI, or a test fails.

@@ -13,7 +13,8 @@ pub(crate) type Target<'a> = (&'static str, &'a str);
 /// When cargo fails, or does not tell of all of them.
 pub(crate) fn build(targets: &[Target<'_>], words: &[&str]) -> Result<Vec<PathBuf>> {
     let mut cargo = command("cargo");
-    // As parts of the whole workspace: what they depend on then has the same features as in its tests, and is not built again.
+    // As parts of the whole workspace: with a test or an example among them, what they depend on has the features that it has in
+    // all tests, and is not built again.
     cargo.args(["build", "--workspace"]).args(words);
     for (kind, name) in targets {
         cargo.args([kind, *name]);

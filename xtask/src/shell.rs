@@ -64,7 +64,8 @@ pub(crate) fn check(command: &mut Command) -> Result<()> {
 /// Runs `command` and returns what it wrote to its standard output.
 ///
 /// # Errors
-/// When it cannot be started, or ends with a status other than 0; the message shows the command line and its last words.
+/// When it cannot be started, or ends with a status other than 0; the message shows the command line, and its last words unless they
+/// go elsewhere.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let line = line_of(command);
     eprintln!("$ {line}");
@@ -73,10 +74,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
         .with_context(|| format!("starting `{line}`"))?;
     if !output.status.success() {
         let words = String::from_utf8_lossy(&output.stderr);
-        let last = words
-            .lines()
-            .last()
-            .unwrap_or("without a word, or with those above");
+        let last = words.lines().last().unwrap_or("no message here");
         bail!("`{line}` failed ({}): {last}", output.status);
     }
     String::from_utf8(output.stdout).with_context(|| format!("`{line}` did not write text"))
@@ -88,7 +86,8 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
     quiet.status().is_ok_and(|status| status.success())
 }
 
-/// Returns where cargo has put the executable of `target`, in the JSON `messages` by which it told of its work.
+/// Returns where cargo has put the executable of `target`, the only one of that name, in the JSON `messages` by which it told
+/// of its work.
 pub(crate) fn executable(messages: &str, target: &str) -> Option<PathBuf> {
     #[derive(Deserialize)]
     struct Message {
@@ -102,9 +101,10 @@ pub(crate) fn executable(messages: &str, target: &str) -> Option<PathBuf> {
     let messages = messages
         .lines()
         .filter_map(|line| serde_json::from_str::<Message>(line).ok());
-    messages
+    let mut found = messages
         .filter(|message| message.target.name == target)
-        .find_map(|message| message.executable)
+        .filter_map(|message| message.executable);
+    found.next().filter(|_| found.next().is_none())
 }
 
 /// Returns the command line, program first.
@@ -132,6 +132,7 @@ mod tests {
             Some(PathBuf::from("/t/links-1"))
         );
         assert_eq!(executable(messages, "half"), None);
+        assert_eq!(executable(&[messages; 2].join("\n"), "links"), None);
         assert_eq!(executable("{}", "links"), None);
     }
 }

@@ -1,7 +1,10 @@
 //! The `shoal` binary, measured by its own `bench` command.
 
 use super::work::Work;
-use crate::shell::{check, command, output, target};
+use crate::{
+    ci,
+    shell::{command, output, target},
+};
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use std::{
@@ -48,7 +51,7 @@ struct Rank {
 impl Shoal {
     /// Builds the release binary; it will keep its things in `folder`.
     pub(crate) fn build(folder: &Path) -> Result<Self> {
-        check(command("cargo").args(["build", "--release", "--package", "shoal"]))?;
+        ci::release()?;
         Ok(Self {
             program: target()?.join("release/shoal"),
             home: folder.join("home"),

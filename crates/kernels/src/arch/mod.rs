@@ -16,8 +16,8 @@ mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
-// Only x86-64 has tiles so far; elsewhere just the tests, which model them, get to what is marked like this.
-#[cfg_attr(not(any(target_arch = "x86_64", test)), allow(dead_code))]
+// Only x86-64 has tiles so far; elsewhere nothing gets to what is marked like this.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) mod tiles;
 
 pub(crate) use scalar::Scalar;
@@ -36,14 +36,14 @@ pub(crate) trait Operation {
 }
 
 /// A kernel that also needs tiles; the same holds for its `run`.
-#[cfg_attr(not(any(target_arch = "x86_64", test)), allow(dead_code))]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) trait TiledOperation {
     /// Computes with the vectors of `simd` and the tiles of `unit`.
     fn run<S: Simd, U: TileUnit>(self, simd: S, unit: U);
 }
 
 /// A tiled kernel together with the tiles it uses.
-#[cfg_attr(not(any(target_arch = "x86_64", test)), allow(dead_code))]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 struct WithTiles<O, U> {
     operation: O,
     unit: U,
@@ -110,7 +110,7 @@ pub(crate) trait Simd: Copy {
     /// Loads `4 * LANES` bytes.
     fn load_bytes(self, from: &[u8]) -> Self::I32;
     /// Stores the low, then the high half of each lane: `2 * LANES` numbers.
-    #[cfg_attr(not(any(target_arch = "x86_64", test)), allow(dead_code))]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     fn store_halves(self, x: Self::I32, to: &mut [u16]);
     /// The same four bytes in every lane.
     fn splat_bytes(self, bytes: [i8; 4]) -> Self::I32;
@@ -125,10 +125,10 @@ pub(crate) trait Simd: Copy {
     ) -> Self::I32;
     fn to_f32(self, x: Self::I32) -> Self::F32;
     /// The bits of each float.
-    #[cfg_attr(not(any(target_arch = "x86_64", test)), allow(dead_code))]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     fn bits(self, x: Self::F32) -> Self::I32;
     /// Adds integers, wrapping.
-    #[cfg_attr(not(any(target_arch = "x86_64", test)), allow(dead_code))]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;
     /// Ands each lane with `mask`.
     fn and(self, x: Self::I32, mask: u32) -> Self::I32;
@@ -202,7 +202,7 @@ pub(crate) enum Token {
     #[cfg(target_arch = "aarch64")]
     NeonI8mm(neon::Neon<neon::I8mm>),
     /// The vectors of another instruction set with [`tiles::Model`].
-    #[cfg(test)]
+    #[cfg(all(test, target_arch = "x86_64"))]
     Modelled(Isa),
 }
 
@@ -248,7 +248,7 @@ impl Token {
             Self::NeonDot(token) => token.run(operation),
             #[cfg(target_arch = "aarch64")]
             Self::NeonI8mm(token) => token.run(operation),
-            #[cfg(test)]
+            #[cfg(all(test, target_arch = "x86_64"))]
             Self::Modelled(isa) => modelled(isa).run(operation),
         }
     }
@@ -258,7 +258,7 @@ impl Token {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Amx(_) => true,
-            #[cfg(test)]
+            #[cfg(all(test, target_arch = "x86_64"))]
             Self::Modelled(_) => true,
             _ => false,
         }
@@ -272,7 +272,7 @@ impl Token {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Amx(token) => token.run_tiled(operation),
-            #[cfg(test)]
+            #[cfg(all(test, target_arch = "x86_64"))]
             Self::Modelled(isa) => modelled(isa).run(WithTiles {
                 operation,
                 unit: tiles::Model,
@@ -285,7 +285,7 @@ impl Token {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64"))]
 fn modelled(isa: Isa) -> Token {
     Token::new(isa).expect("the test chose one that is there")
 }

@@ -115,11 +115,11 @@ fn normal(x: f32) -> f32 {
 }
 
 /// The definition as a unit of its own.
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64"))]
 #[derive(Clone, Copy)]
 pub(crate) struct Model;
 
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64"))]
 impl TileUnit for Model {
     type Tiles = Self;
 
@@ -128,7 +128,7 @@ impl TileUnit for Model {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64"))]
 impl Tiles for Model {
     #[inline(always)]
     fn multiply(&mut self, activations: &[[Tile; 2]], weights: &[[Tile; 2]], sums: &mut Square) {

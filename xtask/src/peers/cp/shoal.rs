@@ -4,7 +4,10 @@ use super::{
     Sample,
     place::{Place, processor_seconds},
 };
-use crate::shell::{check, command, output, target};
+use crate::{
+    ci,
+    shell::{command, output, target},
+};
 use anyhow::{Context, Result};
 use std::{
     fs,
@@ -25,7 +28,7 @@ pub(crate) struct Shoal {
 impl Shoal {
     /// Builds the binary and has a node serve where the file goes.
     pub(crate) fn start(place: &Place) -> Result<Self> {
-        check(command("cargo").args(["build", "--release", "--package", "shoal"]))?;
+        ci::release()?;
         let program = target()?.join("release/shoal");
         let token = place.folder().join("token");
         fs::write(&token, "a token for a measurement\n")

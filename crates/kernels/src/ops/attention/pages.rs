@@ -84,8 +84,8 @@ impl<E: Element, const P: usize> HeadPages<'_, E, P> {
     #[inline(always)]
     pub(super) fn ask<S: Simd>(&self, s: S, page: usize) {
         let (_, values) = self.page(self.later(page));
-        let left = self.kept.cache.shape().page_tokens / 4 * self.kept.cache.head_stride();
-        for i in (0..left).step_by(LINE_BYTES / size_of::<E>()) {
+        let len = self.kept.cache.shape().page_tokens / 4 * self.kept.cache.head_stride();
+        for i in (0..len).step_by(LINE_BYTES / size_of::<E>()) {
             s.prefetch(values.as_ptr().wrapping_add(i).cast());
         }
     }

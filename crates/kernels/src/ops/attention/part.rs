@@ -120,6 +120,7 @@ impl AttendPart<'_, '_> {
             let used = range.len() * token_stride;
             kept_pages.score::<S, Q, K>(s, range.clone(), queries, scores, row);
             for q in 0..Q {
+                // Some with each query, not all at once.
                 for page in range.clone().skip(q).step_by(Q) {
                     kept_pages.ask(s, page);
                 }

@@ -102,6 +102,20 @@ fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 
+/// Returns tiles that compute by their definition, with vectors of each width.
+#[cfg(target_arch = "x86_64")]
+fn modelled() -> Vec<Token> {
+    let widths = [Isa::Avx2, Isa::Avx512].into_iter();
+    let available = widths.filter(|isa| isa.is_available());
+    available.map(Token::Modelled).collect()
+}
+
+/// Nothing else has tiles.
+#[cfg(not(target_arch = "x86_64"))]
+fn modelled() -> Vec<Token> {
+    Vec::new()
+}
+
 /// Pages in pairs (of vectors of 16 numbers only), alone, and partly used, at the end of a block and within one, in more than one
 /// part. A token's outputs are the same bits whichever tokens are computed with it: what it does not see yet adds nothing. What
 /// lies behind the last position, such as of another sequence, is not read.
@@ -140,8 +154,8 @@ fn pages_read_in_pairs_agree_with_single_ones_and_do_not_depend_on_the_span() {
 /// Queries of several squares and tiles, the last ones partly used; pages that do not fill 32 places, heads that do not fill 32
 /// dimensions, and more than one part. A token's outputs are the same bits whichever tokens are computed with it, and what lies
 /// behind the last position is not read.
+#[cfg(target_arch = "x86_64")]
 #[test]
-#[cfg_attr(not(target_arch = "x86_64"), ignore = "tiles are of x86-64")]
 fn tiles_agree_with_vectors_and_do_not_depend_on_the_span() {
     for (format, page_tokens, group, positions) in [
         (KvFormat::F16, 32, 4, 128 + 3 * 32 + 5),
@@ -149,10 +163,7 @@ fn tiles_agree_with_vectors_and_do_not_depend_on_the_span() {
         (KvFormat::F16, 7, 3, 101),
         (KvFormat::Q8, 16, 7, 128 + 3 * 16 + 5),
     ] {
-        // One of each width of vectors.
-        let widths = [Isa::Avx2, Isa::Avx512].into_iter();
-        let models = widths.filter(|isa| isa.is_available()).map(Token::Modelled);
-        for token in models.chain(Token::new(Isa::Amx)) {
+        for token in modelled().into_iter().chain(Token::new(Isa::Amx)) {
             let mut case = Case::new(format, page_tokens, group, positions);
             let all = case.outputs(token, false, 0, positions);
             let vectors = case.outputs(Token::new(Isa::Scalar).unwrap(), false, 0, positions);
@@ -182,18 +193,12 @@ fn tiles_agree_with_vectors_and_do_not_depend_on_the_span() {
 /// Spans that are prompts and such that are not, in one call; heads of which this rank has a part, pages from one position to more
 /// than a part; few threads and so many that parts are computed side by side; and scratch memory that has seen other shapes.
 #[test]
-#[cfg_attr(not(target_arch = "x86_64"), ignore = "tiles are of x86-64")]
 fn prompts_beside_other_spans_do_not_depend_on_threads_or_calls_before() {
-    let model = [Isa::Avx512, Isa::Avx2].into_iter();
-    let model = model.into_iter().find(|isa| isa.is_available());
     let pools = [1, 3].map(|threads| Pool::new(threads, true, |_| {}).unwrap());
     let scratches = [1, 3].map(Scratch::new);
     let spans = [[610, 40], [0, 33], [530, 1], [90, 2]];
-    for token in model
-        .map(Token::Modelled)
-        .into_iter()
-        .chain(Token::new(Isa::Amx))
-    {
+    let tokens = Isa::ALL.into_iter().filter_map(Token::new);
+    for token in tokens.chain(modelled()) {
         for (format, page_tokens, head_dim) in [
             (KvFormat::F16, 32, 64),
             (KvFormat::Q8, 600, 128),

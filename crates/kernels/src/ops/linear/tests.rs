@@ -117,6 +117,7 @@ fn definition(matrix: &Matrix, row: usize, x: &[f32]) -> (f64, f64) {
 }
 
 /// Returns the definition, and how far tiles may be from it.
+#[cfg(target_arch = "x86_64")]
 fn tiled_definition(matrix: &Matrix, row: usize, x: &[f32]) -> (f64, f64) {
     let mut weights = vec![0.0; matrix.cols()];
     matrix.dequantize_row(row, &mut weights);
@@ -137,6 +138,7 @@ fn tiled_definition(matrix: &Matrix, row: usize, x: &[f32]) -> (f64, f64) {
 }
 
 /// Returns tiles that compute by their definition, with the widest vectors there are. The scalar ones come with no tiles.
+#[cfg(target_arch = "x86_64")]
 fn modelled() -> Token {
     let isa = Isa::detect();
     assert_ne!(
@@ -254,8 +256,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(40.min(ProptestConfig::default().cases)))]
 
     /// With tiles that compute by their definition, and with those of the processor where it has them.
+    #[cfg(target_arch = "x86_64")]
     #[test]
-    #[cfg_attr(not(target_arch = "x86_64"), ignore = "tiles are of x86-64")]
     fn tiled_products_agree(case in case(tiled::TOKENS_MIN..80)) {
         let Case { matrix, x } = case;
         let (layout, rows, cols) = (matrix.layout(), matrix.rows(), matrix.cols());
@@ -328,8 +330,8 @@ fn panels_read_in_pairs_give_the_same_bits() {
 }
 
 /// More rows and tokens than go through at a time, more columns than a block, and none of them whole.
+#[cfg(target_arch = "x86_64")]
 #[test]
-#[cfg_attr(not(target_arch = "x86_64"), ignore = "tiles are of x86-64")]
 fn large_tiled_products_agree() {
     let (rows, cols, tokens) = (16 * 32 + 40, 8 * 32 + 64, 16 * 32 + 5);
     let mut bytes = vec![0; Dtype::Q8_0.row_bytes(cols).unwrap() * rows];
@@ -367,8 +369,8 @@ fn large_tiled_products_agree() {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 #[test]
-#[cfg_attr(not(target_arch = "x86_64"), ignore = "tiles are of x86-64")]
 fn what_is_not_finite_spoils_its_own_tiled_outputs_only() {
     let (rows, cols, tokens) = (33, 256, tiled::TOKENS_MIN + 2);
     for dtype in Dtype::ALL.into_iter().filter(|dtype| dtype.is_quantized()) {
