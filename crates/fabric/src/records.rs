@@ -406,6 +406,20 @@ mod tests {
     }
 
     #[test]
+    fn a_record_of_no_bytes_is_refused() {
+        for region in [0, 1, NOTICE] {
+            let mut ends = ends();
+            let pages = lent(&mut ends, LENT_BYTES_MIN);
+            // Many of them, which a reader that passed them over would not return from in time.
+            ends.0.put_head(Head::of(region, 0));
+            ends.0.ring.put(bytes(&pages));
+            ends.0.ring.publish();
+            let refusal = ends.1.read(&mut [0]).expect_err("nothing writes such");
+            assert_eq!(refusal.kind(), io::ErrorKind::InvalidData);
+        }
+    }
+
+    #[test]
     fn what_was_taken_back_is_an_error_for_who_comes_late() {
         let mut ends = ends();
         let region = lent(&mut ends, 2 * LENT_BYTES_MIN);
