@@ -291,4 +291,19 @@ fn modelled(isa: Isa) -> Token {
 }
 
 #[cfg(test)]
+impl Token {
+    /// Returns tiles that compute by their definition, with vectors of each width, the widest last. Only x86-64 has tiles.
+    pub(crate) fn all_modelled() -> Vec<Self> {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let widths = [Isa::Avx2, Isa::Avx512].into_iter();
+            let available = widths.filter(|isa| isa.is_available());
+            available.map(Self::Modelled).collect()
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        Vec::new()
+    }
+}
+
+#[cfg(test)]
 mod tests;

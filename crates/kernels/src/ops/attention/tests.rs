@@ -102,20 +102,6 @@ fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 
-/// Returns tiles that compute by their definition, with vectors of each width.
-#[cfg(target_arch = "x86_64")]
-fn modelled() -> Vec<Token> {
-    let widths = [Isa::Avx2, Isa::Avx512].into_iter();
-    let available = widths.filter(|isa| isa.is_available());
-    available.map(Token::Modelled).collect()
-}
-
-/// Nothing else has tiles.
-#[cfg(not(target_arch = "x86_64"))]
-fn modelled() -> Vec<Token> {
-    Vec::new()
-}
-
 /// Pages in pairs (of vectors of 16 numbers only), alone, and partly used, at the end of a block and within one, in more than one
 /// part. A token's outputs are the same bits whichever tokens are computed with it: what it does not see yet adds nothing. What
 /// lies behind the last position, such as of another sequence, is not read.
@@ -163,7 +149,10 @@ fn tiles_agree_with_vectors_and_do_not_depend_on_the_span() {
         (KvFormat::F16, 7, 3, 101),
         (KvFormat::Q8, 16, 7, 128 + 3 * 16 + 5),
     ] {
-        for token in modelled().into_iter().chain(Token::new(Isa::Amx)) {
+        for token in Token::all_modelled()
+            .into_iter()
+            .chain(Token::new(Isa::Amx))
+        {
             let mut case = Case::new(format, page_tokens, group, positions);
             let all = case.outputs(token, false, 0, positions);
             let vectors = case.outputs(Token::new(Isa::Scalar).unwrap(), false, 0, positions);
@@ -198,7 +187,7 @@ fn prompts_beside_other_spans_do_not_depend_on_threads_or_calls_before() {
     let scratches = [1, 3].map(Scratch::new);
     let spans = [[610, 40], [0, 33], [530, 1], [90, 2]];
     let tokens = Isa::ALL.into_iter().filter_map(Token::new);
-    for token in tokens.chain(modelled()) {
+    for token in tokens.chain(Token::all_modelled()) {
         for (format, page_tokens, head_dim) in [
             (KvFormat::F16, 32, 64),
             (KvFormat::Q8, 600, 128),
