@@ -120,9 +120,10 @@ impl Wire {
                 peer,
                 read: counts(peer) && talking.contains(&peer),
                 write: news.iter().any(|(send, _)| send.peer == peer),
+                ..Interest::none(peer)
             };
             let interests = self.others().map(interest);
-            let interests: Vec<Interest> = interests.filter(|it| it.read || it.write).collect();
+            let interests: Vec<Interest> = interests.filter(|it| it.is_any()).collect();
             let left = until.saturating_duration_since(Instant::now());
             if interests.is_empty() || left.is_zero() || self.links.wait(&interests, left).is_err()
             {

@@ -2,6 +2,8 @@
 
 use std::io::IoSlice;
 use std::net::{TcpListener, TcpStream};
+#[cfg(target_os = "linux")]
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -200,6 +202,36 @@ fn who_comes_after_the_end_learns_who_was_lost_behind_what_was_lent() {
     });
 }
 
+/// Rank 1 does not read what rank 0 lends it, and rank 2 knows why.
+#[cfg(target_os = "linux")]
+#[test]
+fn who_waits_for_a_reader_of_what_it_lent_hears_the_others() {
+    let mut groups = sockets_and_memory(3).into_iter().enumerate();
+    let (told, is_told) = mpsc::channel::<()>();
+    let mut next = || {
+        let (rank, links) = groups.next().expect("three ranks");
+        Group::new(Rank::at(rank), 3, Box::new(links), Pace::of_machine(3))
+    };
+    let [mut first, mut lost, mut knows] = [next(), next(), next()];
+    let region = first.region(150_000).expect("memory");
+    // After the second one all have opened it.
+    let meet = |group: &mut Group| (0..2).try_for_each(|_| group.barrier());
+    // Whatever fails, nobody waits to be told by who has gone.
+    thread::scope(move |scope| {
+        scope.spawn(move || {
+            meet(&mut lost).expect("all are there");
+            let _all_is_over = is_told.recv();
+        });
+        scope.spawn(move || {
+            meet(&mut knows).expect("all are there");
+            knows.abort(Rank(1), "as a test");
+        });
+        meet(&mut first).expect("all are there");
+        all_lost_rank_1(&[first.send(Rank(1), bytemuck::cast_slice(&region))]);
+        drop(told);
+    });
+}
+
 #[test]
 fn death_in_the_middle_of_a_frame_is_named_by_all() {
     // The longer data is cut into chunks, and those into pieces, of which the first is shown.
@@ -282,12 +314,9 @@ fn an_abort_of_a_rank_that_owes_nothing_is_heard() {
         for peer in [0, 2] {
             // Stays until they have.
             while !matches!(links.read(peer, &mut [0; 64]), Ok(Some(0)) | Err(_)) {
-                let interest = Interest {
-                    peer,
-                    read: true,
-                    write: false,
-                };
-                links.wait(&[interest], SOON).expect("it can wait");
+                links
+                    .wait(&[Interest::read(peer)], SOON)
+                    .expect("it can wait");
             }
         }
     };

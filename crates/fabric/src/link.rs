@@ -9,8 +9,8 @@ use crate::pages::Pages;
 
 /// The links of one rank to all of its peers: one ordered, reliable stream of bytes each way to each.
 ///
-/// Nothing here blocks but [`wait`](Self::wait) and [`settle`](Self::settle). A link ends when either side drops its `Links`;
-/// what was written before can still be read. Collectives are written once over this trait, and one conformance suite runs
+/// Nothing here blocks but [`wait`](Self::wait). A link ends when either side drops its `Links`; what was written before can
+/// still be read. Collectives are written once over this trait, and one conformance suite runs
 /// over all of its implementations.
 pub(crate) trait Links: Send {
     /// Writes what the link takes of `parts`, in order; `Ok(0)` when it takes nothing now.
@@ -26,10 +26,10 @@ pub(crate) trait Links: Send {
     /// copied before it is sent.
     fn lend(&mut self, _pages: &Arc<Pages>) {}
 
-    /// Waits until nothing reads what was written from [lent](Self::lend) memory any more: only then may it change. Fails
-    /// when that takes longer than `timeout`.
-    fn settle(&mut self, _peer: usize, _timeout: Duration) -> io::Result<()> {
-        Ok(())
+    /// Returns how much is left to be done with what was written to `peer` from [lent](Self::lend) memory, in whatever unit:
+    /// that memory may change once it is zero.
+    fn unsettled(&mut self, _peer: usize) -> io::Result<usize> {
+        Ok(0)
     }
 
     /// Takes note that nobody uses what comes from now on: it is only searched for why the group is over.
@@ -90,24 +90,47 @@ pub(crate) struct Interest {
     pub(crate) peer: usize,
     pub(crate) read: bool,
     pub(crate) write: bool,
+    /// That nothing is [unsettled](Links::unsettled).
+    pub(crate) settle: bool,
 }
 
 impl Interest {
+    /// To do nothing with `peer`.
+    pub(crate) const fn none(peer: usize) -> Self {
+        Self {
+            peer,
+            read: false,
+            write: false,
+            settle: false,
+        }
+    }
+
     /// To read from `peer` only.
     pub(crate) const fn read(peer: usize) -> Self {
         Self {
-            peer,
             read: true,
-            write: false,
+            ..Self::none(peer)
         }
+    }
+
+    /// To have nothing unsettled with `peer` only.
+    #[cfg(test)]
+    pub(crate) const fn settle(peer: usize) -> Self {
+        Self {
+            settle: true,
+            ..Self::none(peer)
+        }
+    }
+
+    pub(crate) const fn is_any(self) -> bool {
+        self.read || self.write || self.settle
     }
 
     /// To write to `peer` only.
     pub(crate) const fn write(peer: usize) -> Self {
         Self {
-            peer,
-            read: false,
             write: true,
+            ..Self::none(peer)
         }
     }
 }

@@ -72,10 +72,10 @@ mod tests {
             self.lent = true;
         }
 
-        fn settle(&mut self, _peer: usize, _timeout: Duration) -> io::Result<()> {
+        fn unsettled(&mut self, _peer: usize) -> io::Result<usize> {
             match self.lent {
                 true => Err(io::Error::other("held")),
-                false => Ok(()),
+                false => Ok(0),
             }
         }
 

@@ -8,17 +8,13 @@ use std::net::TcpStream;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
-use std::thread;
-use std::time::{Duration, Instant};
-
-use rustix::event::{PollFd, PollFlags};
 
 use crate::link::Interest;
 use crate::pages::Pages;
 use crate::records::{RECORD_BYTES_MIN, RecordReader, RecordWriter};
 use crate::ring::{Reader, Ring, Writer};
 use crate::segment::{RING_BYTES, Segment};
-use crate::socket::{poll_for, unless_blocked};
+use crate::socket::unless_blocked;
 
 /// Both directions of a link, as one side sees them.
 pub(crate) struct Pipes {
@@ -132,32 +128,12 @@ impl SharedLink {
         self.pipes.outgoing.reclaim();
     }
 
-    /// See [`Links::settle`](crate::link::Links::settle); the other end has the time from whenever it has read a record.
-    pub(crate) fn settle(&mut self, timeout: Duration) -> io::Result<()> {
-        let (mut since, mut least) = (Instant::now(), RING_BYTES);
-        loop {
-            let unread = self.pipes.outgoing.unsettled()?;
-            if unread == 0 {
-                return Ok(());
-            } else if unread < least {
-                (since, least) = (Instant::now(), unread);
-            }
-            let waited = since.elapsed();
-            if self.ended {
-                return Err(io::ErrorKind::BrokenPipe.into());
-            } else if waited >= timeout {
-                return Err(io::ErrorKind::TimedOut.into());
-            } else if waited < SETTLE_AWAKE {
-                thread::yield_now();
-                continue;
-            }
-            let mut news = false;
-            if self.pipes.outgoing.prepare_sleep(RING_BYTES) {
-                let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
-                poll_for(&mut fds, timeout - waited)?;
-                news = !fds[0].revents().is_empty();
-            }
-            self.awake(news);
+    /// See [`Links::unsettled`](crate::link::Links::unsettled): the bytes of the ring that the other end has not read.
+    pub(crate) fn unsettled(&mut self) -> io::Result<usize> {
+        match self.pipes.outgoing.unsettled()? {
+            // What was read before the end was seen is counted.
+            1.. if self.ended => Err(io::ErrorKind::BrokenPipe.into()),
+            unread => Ok(unread),
         }
     }
 
@@ -166,6 +142,7 @@ impl SharedLink {
         !self.ended
             && (!interest.read || self.pipes.incoming.prepare_sleep())
             && (!interest.write || self.pipes.outgoing.prepare_sleep(RECORD_BYTES_MIN))
+            && (!interest.settle || self.pipes.outgoing.prepare_sleep(RING_BYTES))
     }
 
     /// Wants no wake-ups any more, and hears those that came, if the connection is said to have `news`.
@@ -185,17 +162,19 @@ impl SharedLink {
     }
 }
 
-/// Longer than it takes to read the last piece of a sum.
-const SETTLE_AWAKE: Duration = Duration::from_micros(100);
-
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
+    use std::thread;
+    use std::time::Duration;
+
+    use rustix::event::{PollFd, PollFlags};
 
     use super::*;
     #[cfg(target_os = "linux")]
     use crate::region::Region;
     use crate::segment::{self, Offer};
+    use crate::socket::poll_for;
 
     fn links() -> (SharedLink, SharedLink) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
@@ -341,24 +320,28 @@ mod tests {
             let taken = link.write(&[IoSlice::new(bytes)]).expect("honest");
             assert_eq!(taken, bytes.len());
         };
-        let soon = Duration::from_secs(60);
-        ours.settle(soon).expect("nothing is lent");
+        let settle = |link: &mut SharedLink| {
+            while link.unsettled()? > 0 {
+                sleep(link, Interest::settle(0));
+            }
+            io::Result::Ok(())
+        };
+        settle(&mut ours).expect("nothing is lent");
         lend(&mut ours);
-        let error = ours.settle(Duration::from_millis(5)).expect_err("unread");
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(ours.unsettled().expect("honest") > 0);
         thread::scope(|scope| {
             scope.spawn(|| {
                 // By then the other end sleeps.
-                thread::sleep(100 * SETTLE_AWAKE);
+                thread::sleep(Duration::from_millis(10));
                 let mut into = vec![1; bytes.len()];
                 let count = theirs.read(&mut into).expect("honest");
                 assert_eq!(count, Some(bytes.len()));
             });
-            ours.settle(soon).expect("it is read");
+            settle(&mut ours).expect("it is read");
             lend(&mut ours);
         });
         drop(theirs);
-        let error = ours.settle(soon).expect_err("nobody reads");
+        let error = settle(&mut ours).expect_err("nobody reads");
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 }

@@ -136,11 +136,11 @@ impl Links for TcpLinks {
         }
     }
 
-    fn settle(&mut self, peer: usize, timeout: Duration) -> io::Result<()> {
+    fn unsettled(&mut self, peer: usize) -> io::Result<usize> {
         match self.line(peer)? {
-            Line::Rdma(link) => link.settle(timeout),
-            Line::Shared(link) => link.settle(timeout),
-            Line::Tcp(_) | Line::Striped(_) => Ok(()),
+            Line::Rdma(link) => Ok(link.unsettled()),
+            Line::Shared(link) => link.unsettled(),
+            Line::Tcp(_) | Line::Striped(_) => Ok(0),
         }
     }
 

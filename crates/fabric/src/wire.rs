@@ -45,9 +45,18 @@ pub(crate) struct Moving {
     /// Those of the round `receiving`.
     pub(crate) recvs: Vec<Incoming>,
     pub(crate) receiving: usize,
+    /// What was sent and lies in memory that may not change yet.
+    loans: Vec<Unsettled>,
     interests: Vec<Interest>,
     /// Since when the operation has slept now and again.
     pub(crate) slept_since: Option<Instant>,
+}
+
+/// What one peer has left to do with memory that was lent to it.
+struct Unsettled {
+    peer: usize,
+    left: usize,
+    still_since: Option<Instant>,
 }
 
 impl Moving {
@@ -56,6 +65,7 @@ impl Moving {
         Self {
             sends: Vec::with_capacity(world),
             recvs: Vec::with_capacity(world),
+            loans: Vec::with_capacity(world),
             interests: Vec::with_capacity(world),
             ..Self::default()
         }
@@ -68,7 +78,9 @@ impl Moving {
         let recvs = recvs.map(|recv| (recv.still_since, recv.peer, true));
         let sends = self.sends.iter().filter(|send| !send.is_done());
         let sends = sends.map(|send| (send.still_since, send.peer, false));
-        let all = recvs.chain(sends);
+        let loans = self.loans.iter();
+        let loans = loans.map(|loan| (loan.still_since, loan.peer, false));
+        let all = recvs.chain(sends).chain(loans);
         all.map(|(since, peer, comes)| (since.unwrap_or(now), peer, comes))
             .min()
     }
@@ -76,6 +88,7 @@ impl Moving {
     fn clear(&mut self) {
         self.sends.clear();
         self.recvs.clear();
+        self.loans.clear();
         self.slept_since = None;
     }
 }
@@ -149,7 +162,7 @@ impl Wire {
         let mut moving = mem::take(&mut self.moving);
         let outcome = self
             .drive(traffic, &mut moving)
-            .and_then(|()| self.settle());
+            .and_then(|()| self.settle(&mut moving));
         let outcome = outcome.map_err(|cause| self.fail(cause, traffic, &moving));
         moving.clear();
         self.moving = moving;
@@ -209,18 +222,28 @@ impl Wire {
 
     /// Waits until memory that was lent may change again. Before the end of an exchange nothing has to be waited for: what
     /// replaces values of a caller comes from peers that have received them. (What is used again sooner is never lent.)
-    fn settle(&mut self) -> Result<(), Cause> {
-        self.others().try_for_each(|peer| {
-            let settled = self.links.settle(peer, self.timeout);
-            settled.map_err(|error| match error.kind() {
-                io::ErrorKind::TimedOut => Cause::Silent {
-                    peer,
-                    waited: self.timeout,
-                    cable: None,
-                },
-                _ => lost(peer, &error),
-            })
-        })
+    fn settle(&mut self, moving: &mut Moving) -> Result<(), Cause> {
+        let loan = |peer| Unsettled {
+            peer,
+            left: usize::MAX,
+            still_since: None,
+        };
+        moving.loans.extend(self.others().map(loan));
+        let mut patience = self.pace.start();
+        loop {
+            let mut moved = false;
+            for loan in &mut moving.loans {
+                moved |= loan.look(self.links.as_mut())?;
+            }
+            moving.loans.retain(|loan| loan.left > 0);
+            if moving.loans.is_empty() {
+                return Ok(());
+            } else if moved {
+                patience.renew();
+            } else if !patience.pass() {
+                self.sleep(moving)?;
+            }
+        }
     }
 
     /// Makes the frames that `round` sends.
@@ -253,33 +276,44 @@ impl Wire {
     }
 
     /// Sleeps until something may move, no longer than until the timeout of the peer that has been still the longest.
+    fn sleep(&mut self, moving: &mut Moving) -> Result<(), Cause> {
+        self.listen(&moving.recvs)?;
+        let now = Instant::now();
+        moving.slept_since.get_or_insert(now);
+        self.list_interests(moving, now)?;
+        let stillest = moving.stillest(now);
+        let (since, peer, comes) = stillest.expect("something is left to do when a rank sleeps");
+        let waited = now.duration_since(since);
+        let left = self.timeout.saturating_sub(waited);
+        if left.is_zero() {
+            let cable = self.links.turn(peer, comes).map(str::to_owned);
+            return Err(Cause::Silent {
+                peer,
+                waited,
+                cable,
+            });
+        }
+        self.links
+            .wait(&moving.interests, left)
+            .map_err(Cause::Wait)
+    }
+
+    /// Lists what to wake for, and takes note of what is still.
     ///
     /// Every link is listened to, also those of peers that owe nothing: one of them may tell that the group is over.
-    fn sleep(&mut self, moving: &mut Moving) -> Result<(), Cause> {
-        let Moving {
-            sends,
-            recvs,
-            interests,
-            ..
-        } = moving;
-        self.listen(recvs)?;
-        let now = Instant::now();
-        let own = self.rank.index();
-        let listening = |(peer, Peer { inbox, closed, .. }): (usize, &Peer)| {
-            let read = peer != own && !closed && !inbox.is_full();
-            Interest {
-                peer,
-                read,
-                write: false,
-            }
+    fn list_interests(&self, moving: &mut Moving, now: Instant) -> Result<(), Cause> {
+        let interests = &mut moving.interests;
+        let listening = |(peer, Peer { inbox, closed, .. }): (usize, &Peer)| Interest {
+            read: peer != self.rank.index() && !closed && !inbox.is_full(),
+            ..Interest::none(peer)
         };
         interests.clear();
         interests.extend(self.peers.iter().enumerate().map(listening));
-        for recv in recvs.iter_mut().filter(|recv| !recv.is_done()) {
+        for recv in moving.recvs.iter_mut().filter(|recv| !recv.is_done()) {
             interests[recv.peer].read = true;
             recv.still_since.get_or_insert(now);
         }
-        for send in sends.iter_mut().filter(|send| !send.is_done()) {
+        for send in moving.sends.iter_mut().filter(|send| !send.is_done()) {
             if self.peers[send.peer].closed {
                 return Err(Cause::Lost {
                     peer: send.peer,
@@ -289,25 +323,12 @@ impl Wire {
             interests[send.peer].write = true;
             send.still_since.get_or_insert(now);
         }
-        moving.slept_since.get_or_insert(now);
-        let stillest = moving.stillest(now);
-        let (since, peer, comes) = stillest.expect("something is left to do when a rank sleeps");
-        let waited = now.duration_since(since);
-        let Some(left) = self
-            .timeout
-            .checked_sub(waited)
-            .filter(|left| !left.is_zero())
-        else {
-            let cable = self.links.turn(peer, comes).map(str::to_owned);
-            return Err(Cause::Silent {
-                peer,
-                waited,
-                cable,
-            });
-        };
-        let interests = &mut moving.interests;
-        interests.retain(|interest| interest.read || interest.write);
-        self.links.wait(interests, left).map_err(Cause::Wait)
+        for loan in &mut moving.loans {
+            interests[loan.peer].settle = true;
+            loan.still_since.get_or_insert(now);
+        }
+        interests.retain(|interest| interest.is_any());
+        Ok(())
     }
 
     /// Reads what came from peers that owe nothing now.
@@ -329,6 +350,19 @@ impl Wire {
             }
         }
         Ok(())
+    }
+}
+
+impl Unsettled {
+    /// Looks at how much is left; true when it has become less.
+    fn look(&mut self, links: &mut dyn Links) -> Result<bool, Cause> {
+        let before = self.left;
+        let left = links.unsettled(self.peer);
+        self.left = left.map_err(|error| lost(self.peer, &error))?;
+        if self.left < before {
+            self.still_since = None;
+        }
+        Ok(self.left < before)
     }
 }
 

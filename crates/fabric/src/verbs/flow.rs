@@ -107,9 +107,9 @@ impl Flow {
         self.free.len() == SLOTS
     }
 
-    /// Whether the device is done with all memory that was lent.
-    pub(crate) fn is_settled(&self) -> bool {
-        self.lending.is_empty()
+    /// Returns how many messages in lent memory the device is not done with.
+    pub(crate) fn unsettled(&self) -> usize {
+        self.lending.len()
     }
 
     /// Asks to be woken by the device; false when it cannot, and one has to look again and again.

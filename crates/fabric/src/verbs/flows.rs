@@ -133,9 +133,9 @@ impl Flows {
             .collect()
     }
 
-    /// Whether the devices are done with all memory that was lent.
-    pub(crate) fn is_settled(&self) -> bool {
-        self.flows.iter().all(Flow::is_settled)
+    /// Returns how many messages in lent memory the devices are not done with.
+    pub(crate) fn unsettled(&self) -> usize {
+        self.flows.iter().map(Flow::unsettled).sum()
     }
 
     /// Returns how many bytes were ever sent from such memory.

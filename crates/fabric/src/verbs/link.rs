@@ -90,7 +90,8 @@ impl RdmaLink {
         if !is_woken {
             self.nap = (self.nap * 2).min(NAP_MAX);
         }
-        !(interest.read && readable || interest.write && writable)
+        let settled = self.flows.unsettled() == 0;
+        !(interest.read && readable || interest.write && writable || interest.settle && settled)
     }
 
     /// Returns how long a sleep may be, unless whatever ends it wakes the sleeper.
@@ -127,22 +128,13 @@ impl RdmaLink {
         }
     }
 
-    /// Waits until the devices read nothing any more of what was lent, also where the link has failed: whoever writes or reads
-    /// next learns that.
-    ///
-    /// # Errors
-    /// When a device does not let go of it in time.
-    pub(crate) fn settle(&mut self, timeout: Duration) -> io::Result<()> {
-        // What the other end has received takes an answer's way to be known here.
-        let started = Instant::now();
-        while !self.flows.is_settled() && started.elapsed() < SETTLE_AWAKE {
+    /// Returns how many messages in lent memory the devices may still read, also where the link has failed: whoever writes or
+    /// reads next learns that.
+    pub(crate) fn unsettled(&mut self) -> usize {
+        if self.flows.unsettled() > 0 {
             self.flows.progress();
         }
-        let is_settled = |link: &Self| link.flows.is_settled();
-        match is_settled(self) || self.drain(started + timeout, is_settled) {
-            true => Ok(()),
-            false => Err(io::Error::other("rdma: a device does not end a send")),
-        }
+        self.flows.unsettled()
     }
 
     /// Waits for the device to be done with what was written, or for the other end to leave; says whether all is out.
@@ -260,8 +252,6 @@ const NAP_MIN: Duration = Duration::from_micros(25);
 const NAP_MAX: Duration = Duration::from_millis(2);
 /// One of each device and of the connection, of which a sleep takes nothing from the allocator.
 const FILES: usize = 9;
-/// How long one looks again and again for what is about to be done.
-const SETTLE_AWAKE: Duration = Duration::from_micros(50);
 /// Longer than a device repeats what gets no answer.
 const FLUSH_TIME_MAX: Duration = Duration::from_secs(1);
 /// What one says that could not send all: no link carries as many messages.
