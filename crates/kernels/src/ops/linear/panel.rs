@@ -9,6 +9,7 @@
 //! on the instruction set.
 
 use std::ops::Range;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 use crate::arch::Simd;
 use crate::formats::{CHUNK, Format, Lanes, PANEL_ROWS, Scales, Shape};
@@ -206,7 +207,7 @@ struct Block<'a, F: Format, S: Simd, const R: usize, const P: usize, const W: us
     sides: &'a [[Side; W]],
     /// The first token.
     offset: usize,
-    /// Whether to ask for what comes next of the panels.
+    /// Whether to ask for what comes next of a single panel.
     is_asked_for: bool,
 }
 
@@ -214,7 +215,8 @@ impl<F: Format, S: Simd, const R: usize, const P: usize, const W: usize> Block<'
     /// Adds the products of chunk `i`.
     #[inline(always)]
     fn add<const T: usize>(&self, s: S, i: usize, sums: &mut [[S::F32; R]; T]) {
-        if self.is_asked_for {
+        // Of pairs always, which the compiler knows: there is no branch for each chunk then.
+        if P > 1 || self.is_asked_for {
             self.ask(s, i);
         }
         let mut parts = *self.lanes;
@@ -244,6 +246,10 @@ impl<F: Format, S: Simd, const R: usize, const P: usize, const W: usize> Block<'
     fn ask(&self, s: S, i: usize) {
         let Shape { bytes, chunks, .. } = self.format.shape();
         let share = PANEL_ROWS / chunks * bytes;
+        if S::LANES == PANEL_ROWS {
+            // The compiler would ask for the whole block at its start. (With fewer registers it does not, and would load more.)
+            compiler_fence(Ordering::SeqCst);
+        }
         for lanes in self.lanes.iter().step_by(R / P) {
             let ahead = lanes.record.as_ptr().wrapping_add(AHEAD_BYTES + i * share);
             for line in (0..share).step_by(CACHE_LINE_BYTES) {
