@@ -68,7 +68,10 @@ impl Wire {
         let stillest = moving.stillest(now);
         // Not by when its frame has last moved: the system takes bytes for a rank that does not.
         let (peer, cable) = match stillest.filter(|_| waited >= self.timeout / 2) {
-            Some((_, peer, comes)) => (peer, self.links.turn(peer, comes)),
+            Some((_, peer, comes)) => {
+                let cable = comes.and_then(|comes| self.links.turn(peer, comes));
+                (peer, cable)
+            }
             None => (self.rank.index(), None),
         };
         Cause::Silent {

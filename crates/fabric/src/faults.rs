@@ -202,34 +202,65 @@ fn who_comes_after_the_end_learns_who_was_lost_behind_what_was_lent() {
     });
 }
 
-/// Rank 1 does not read what rank 0 lends it, and rank 2 knows why.
 #[cfg(target_os = "linux")]
 #[test]
 fn who_waits_for_a_reader_of_what_it_lent_hears_the_others() {
-    let mut groups = sockets_and_memory(3).into_iter().enumerate();
-    let (told, is_told) = mpsc::channel::<()>();
-    let mut next = || {
-        let (rank, links) = groups.next().expect("three ranks");
-        Group::new(Rank::at(rank), 3, Box::new(links), Pace::of_machine(3))
-    };
-    let [mut first, mut lost, mut knows] = [next(), next(), next()];
-    let region = first.region(150_000).expect("memory");
-    // After the second one all have opened it.
-    let meet = |group: &mut Group| (0..2).try_for_each(|_| group.barrier());
-    // Whatever fails, nobody waits to be told by who has gone.
-    thread::scope(move |scope| {
-        scope.spawn(move || {
-            meet(&mut lost).expect("all are there");
-            let _all_is_over = is_told.recv();
-        });
-        scope.spawn(move || {
-            meet(&mut knows).expect("all are there");
-            knows.abort(Rank(1), "as a test");
-        });
-        meet(&mut first).expect("all are there");
-        all_lost_rank_1(&[first.send(Rank(1), bytemuck::cast_slice(&region))]);
-        drop(told);
+    let error = lent_in_vain(3, SOON);
+    all_lost_rank_1(&[Err(error)]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn who_waits_for_a_reader_of_what_it_lent_gives_up_in_time() {
+    let error = lent_in_vain(2, Duration::from_millis(300));
+    let names_it = matches!(error, FabricError::Timeout { rank: Rank(1), .. });
+    assert!(names_it, "{error}");
+}
+
+/// Rank 0 lends to rank 1 and learns this: rank 1 does not read it, and rank 2, if there is one, says so.
+#[cfg(target_os = "linux")]
+fn lent_in_vain(world: usize, timeout: Duration) -> FabricError {
+    let links = sockets_and_memory(world).into_iter().enumerate();
+    let mut groups = links.map(|(rank, links)| {
+        let mut group = Group::new(
+            Rank::at(rank),
+            world,
+            Box::new(links),
+            Pace::of_machine(world),
+        );
+        group.set_timeout(timeout);
+        group
     });
+    let mut first = groups.next().expect("rank 0");
+    let mut lost = groups.next().expect("rank 1");
+    let region = first.region(150_000).expect("memory");
+    let (met, all_met) = mpsc::channel();
+    let (over, is_over) = mpsc::channel::<()>();
+    // After the second one all have opened what is lent. Nobody who has failed is waited for.
+    let meet = |group: &mut Group, met: mpsc::Sender<()>| {
+        (0..2).for_each(|_| group.barrier().expect("all are there"));
+        met.send(()).expect("it is awaited");
+    };
+    let knows = groups.next();
+    thread::scope(move |scope| {
+        let of_lost = met.clone();
+        scope.spawn(move || {
+            meet(&mut lost, of_lost);
+            let _all_is_over = is_over.recv();
+        });
+        if let Some(mut knows) = knows {
+            let of_knows = met.clone();
+            scope.spawn(move || {
+                meet(&mut knows, of_knows);
+                assert_eq!(all_met.iter().take(3).count(), 3);
+                knows.abort(Rank(1), "as a test");
+            });
+        }
+        meet(&mut first, met);
+        let error = first.send(Rank(1), bytemuck::cast_slice(&region));
+        drop(over);
+        error.expect_err("nobody reads it")
+    })
 }
 
 #[test]

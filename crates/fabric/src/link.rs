@@ -20,6 +20,7 @@ pub(crate) trait Links: Send {
     fn read(&mut self, peer: usize, into: &mut [u8]) -> io::Result<Option<usize>>;
 
     /// Sleeps until one of `interests` is possible, not at all if one is already, and for `timeout` at most. May wake early.
+    /// Links that lend nothing may look away from an interest in what they lend.
     fn wait(&mut self, interests: &[Interest], timeout: Duration) -> io::Result<()>;
 
     /// Makes memory known to what carries the bytes, and to ranks that can read it there, so that what lies there need not be
@@ -35,7 +36,8 @@ pub(crate) trait Links: Send {
     /// Takes note that nobody uses what comes from now on: it is only searched for why the group is over.
     fn give_up(&mut self) {}
 
-    /// Takes back what was lent, at the end of the group: a peer that has not read it by now gets an error in its place.
+    /// Takes back what was lent, at the end of the group: a peer that has not read it by now gets an error in its place, or a
+    /// device has a moment to send it.
     fn reclaim(&mut self) {}
 
     /// Says what carries the bytes to and from `peer`; nothing for a rank that is none.

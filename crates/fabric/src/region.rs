@@ -31,7 +31,8 @@ impl Deref for Region {
 impl DerefMut for Region {
     fn deref_mut(&mut self) -> &mut [f32] {
         // SAFETY: as above; whoever else holds the pages only has them read, and a collective does not return before that is
-        // over, unless it fails, and then what was sent is worth nothing: the group is over, and a rank that reads it too late fails.
+        // over, unless it fails, and then what was sent is worth nothing: the group is over, and a rank that reads it too late
+        // fails, or learns that next if a device has sent it what has changed.
         unsafe { std::slice::from_raw_parts_mut(self.pages.start().as_ptr().cast(), self.len) }
     }
 }

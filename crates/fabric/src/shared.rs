@@ -329,16 +329,19 @@ mod tests {
         settle(&mut ours).expect("nothing is lent");
         lend(&mut ours);
         assert!(ours.unsettled().expect("honest") > 0);
-        thread::scope(|scope| {
-            scope.spawn(|| {
+        let theirs = thread::scope(|scope| {
+            let len = bytes.len();
+            // A reader that fails takes its end with it.
+            let reading = scope.spawn(move || {
                 // By then the other end sleeps.
                 thread::sleep(Duration::from_millis(10));
-                let mut into = vec![1; bytes.len()];
-                let count = theirs.read(&mut into).expect("honest");
-                assert_eq!(count, Some(bytes.len()));
+                let count = theirs.read(&mut vec![1; len]).expect("honest");
+                assert_eq!(count, Some(len));
+                theirs
             });
             settle(&mut ours).expect("it is read");
             lend(&mut ours);
+            reading.join().expect("it has read")
         });
         drop(theirs);
         let error = settle(&mut ours).expect_err("nobody reads");

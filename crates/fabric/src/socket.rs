@@ -17,7 +17,7 @@ use crate::schedule::Schedule;
 use crate::shared::SharedLink;
 use crate::stripe::StripedLink;
 use crate::timed;
-use crate::verbs::RdmaLink;
+use crate::verbs::{FLUSH_TIME_MAX, RdmaLink};
 
 /// The links of one rank, with one TCP connection to each peer.
 pub(crate) struct TcpLinks {
@@ -153,9 +153,12 @@ impl Links for TcpLinks {
     }
 
     fn reclaim(&mut self) {
-        for line in self.peers.iter().flatten() {
-            if let Line::Shared(link) = line {
-                link.reclaim();
+        let until = Instant::now() + FLUSH_TIME_MAX;
+        for line in self.peers.iter_mut().flatten() {
+            match line {
+                Line::Rdma(link) => link.reclaim(until),
+                Line::Shared(link) => link.reclaim(),
+                Line::Tcp(_) | Line::Striped(_) => {}
             }
         }
     }

@@ -71,15 +71,15 @@ impl Moving {
         }
     }
 
-    /// Returns the peer whose frame has not moved for the longest, since when (`now`, if nobody has slept on it), and whether
-    /// it is one that comes.
-    pub(crate) fn stillest(&self, now: Instant) -> Option<(Instant, usize, bool)> {
+    /// Returns the peer that has not moved what it should for the longest, since when (`now`, if nobody has slept on it), and, if
+    /// that is a frame, whether it is one that comes.
+    pub(crate) fn stillest(&self, now: Instant) -> Option<(Instant, usize, Option<bool>)> {
         let recvs = self.recvs.iter().filter(|recv| !recv.is_done());
-        let recvs = recvs.map(|recv| (recv.still_since, recv.peer, true));
+        let recvs = recvs.map(|recv| (recv.still_since, recv.peer, Some(true)));
         let sends = self.sends.iter().filter(|send| !send.is_done());
-        let sends = sends.map(|send| (send.still_since, send.peer, false));
+        let sends = sends.map(|send| (send.still_since, send.peer, Some(false)));
         let loans = self.loans.iter();
-        let loans = loans.map(|loan| (loan.still_since, loan.peer, false));
+        let loans = loans.map(|loan| (loan.still_since, loan.peer, None));
         let all = recvs.chain(sends).chain(loans);
         all.map(|(since, peer, comes)| (since.unwrap_or(now), peer, comes))
             .min()
@@ -228,6 +228,7 @@ impl Wire {
             left: usize::MAX,
             still_since: None,
         };
+        moving.slept_since = None;
         moving.loans.extend(self.others().map(loan));
         let mut patience = self.pace.start();
         loop {
@@ -286,7 +287,8 @@ impl Wire {
         let waited = now.duration_since(since);
         let left = self.timeout.saturating_sub(waited);
         if left.is_zero() {
-            let cable = self.links.turn(peer, comes).map(str::to_owned);
+            let cable = comes.and_then(|comes| self.links.turn(peer, comes));
+            let cable = cable.map(str::to_owned);
             return Err(Cause::Silent {
                 peer,
                 waited,

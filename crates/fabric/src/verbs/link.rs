@@ -94,10 +94,11 @@ impl RdmaLink {
         !(interest.read && readable || interest.write && writable || interest.settle && settled)
     }
 
-    /// Returns how long a sleep may be, unless whatever ends it wakes the sleeper.
+    /// Returns how long a sleep may be, unless whatever ends it wakes the sleeper: a device that has failed may not.
     pub(crate) fn nap(&self) -> Option<Duration> {
         match self.flows.have_files() {
             false => Some(self.nap),
+            true if self.flows.has_failed() => Some(NAP_MAX),
             true => self.farewell.ended.map(|_| NAP_MAX),
         }
     }
@@ -135,6 +136,12 @@ impl RdmaLink {
             self.flows.progress();
         }
         self.flows.unsettled()
+    }
+
+    /// See [`Links::reclaim`](crate::link::Links::reclaim): the devices cannot be told, so it waits for them, until `until` at
+    /// most.
+    pub(crate) fn reclaim(&mut self, until: Instant) {
+        self.drain(until, |link| link.flows.unsettled() == 0);
     }
 
     /// Waits for the device to be done with what was written, or for the other end to leave; says whether all is out.
@@ -253,7 +260,7 @@ const NAP_MAX: Duration = Duration::from_millis(2);
 /// One of each device and of the connection, of which a sleep takes nothing from the allocator.
 const FILES: usize = 9;
 /// Longer than a device repeats what gets no answer.
-const FLUSH_TIME_MAX: Duration = Duration::from_secs(1);
+pub(crate) const FLUSH_TIME_MAX: Duration = Duration::from_secs(1);
 /// What one says that could not send all: no link carries as many messages.
 const NO_NUMBER: [u8; 8] = [u8::MAX; 8];
 /// A number, or what has failed in some words.

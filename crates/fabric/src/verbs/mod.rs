@@ -24,4 +24,4 @@ mod trial;
 
 pub(crate) use agreement::{Agreement, Devices};
 pub(crate) use flows::Flows;
-pub(crate) use link::RdmaLink;
+pub(crate) use link::{FLUSH_TIME_MAX, RdmaLink};
