@@ -215,7 +215,7 @@ impl<F: Format, S: Simd, const R: usize, const P: usize, const W: usize> Block<'
     /// Adds the products of chunk `i`.
     #[inline(always)]
     fn add<const T: usize>(&self, s: S, i: usize, sums: &mut [[S::F32; R]; T]) {
-        // Of pairs always, which the compiler knows: there is no branch for each chunk then.
+        // Pairs, which are read in one go, always are: the compiler leaves out a branch for each chunk.
         if P > 1 || self.is_asked_for {
             self.ask(s, i);
         }
