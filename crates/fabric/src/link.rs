@@ -10,8 +10,7 @@ use crate::pages::Pages;
 /// The links of one rank to all of its peers: one ordered, reliable stream of bytes each way to each.
 ///
 /// Nothing here blocks but [`wait`](Self::wait). A link ends when either side drops its `Links`; what was written before can
-/// still be read. Collectives are written once over this trait, and one conformance suite runs
-/// over all of its implementations.
+/// still be read. Collectives are written once over this trait, and one conformance suite runs over all of its implementations.
 pub(crate) trait Links: Send {
     /// Writes what the link takes of `parts`, in order; `Ok(0)` when it takes nothing now.
     fn write(&mut self, peer: usize, parts: &[IoSlice<'_>]) -> io::Result<usize>;
@@ -124,15 +123,15 @@ impl Interest {
         }
     }
 
-    pub(crate) const fn is_any(self) -> bool {
-        self.read || self.write || self.settle
-    }
-
     /// To write to `peer` only.
     pub(crate) const fn write(peer: usize) -> Self {
         Self {
             write: true,
             ..Self::none(peer)
         }
+    }
+
+    pub(crate) const fn is_any(self) -> bool {
+        self.read || self.write || self.settle
     }
 }

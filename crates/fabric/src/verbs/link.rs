@@ -152,15 +152,15 @@ impl RdmaLink {
         self.flows.is_flushed()
     }
 
-    /// Waits until `is_done`, which it says.
-    fn drain(&mut self, until: Instant, is_done: impl Fn(&Self) -> bool) -> bool {
+    /// Waits until `is_done`, or until `until`.
+    fn drain(&mut self, until: Instant, is_done: impl Fn(&Self) -> bool) {
         loop {
             let _is_woken = self.flows.arm();
             self.flows.progress();
             self.farewell.hear(&self.socket);
             let left = until.saturating_duration_since(Instant::now());
             if is_done(self) || left.is_zero() {
-                return is_done(self);
+                return;
             }
             let mut fds: SmallVec<[PollFd<'_>; FILES]> = self.files().collect();
             let _next_look_tells = poll_for(&mut fds, left.min(NAP_MAX));
