@@ -41,9 +41,10 @@ impl DerefMut for Region {
 mod tests {
     use std::io::{self, IoSlice};
     use std::thread;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::error::FabricError;
     use crate::group::Group;
     use crate::link::{Interest, Links, Transport};
     use crate::memory::{self, MemoryLinks};
@@ -53,7 +54,9 @@ mod tests {
     /// Links that hold on to what was lent, once something was.
     struct Held {
         links: MemoryLinks,
-        lent: bool,
+        lent: Option<Instant>,
+        /// Says how much of it, so long after.
+        left: fn(Duration) -> io::Result<usize>,
     }
 
     impl Links for Held {
@@ -70,14 +73,11 @@ mod tests {
         }
 
         fn lend(&mut self, _pages: &Arc<Pages>) {
-            self.lent = true;
+            self.lent = Some(Instant::now());
         }
 
         fn unsettled(&mut self, _peer: usize) -> io::Result<usize> {
-            match self.lent {
-                true => Err(io::Error::other("held")),
-                false => Ok(0),
-            }
+            self.lent.map_or(Ok(0), |at| (self.left)(at.elapsed()))
         }
 
         fn transport(&self, peer: usize) -> Option<Transport> {
@@ -85,15 +85,19 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_exchange_does_not_end_before_what_was_lent_may_change() {
+    /// Sums a value that is not lent, then one that is, by two ranks, of which the first holds on to it.
+    fn sum_of_lent(
+        timeout: Duration,
+        left: fn(Duration) -> io::Result<usize>,
+    ) -> Result<(), FabricError> {
         let mut links = memory::mesh(2).into_iter();
         let group = |rank: u16, links: Box<dyn Links>| {
             Group::new(Rank(rank), 2, links, Pace::of_machine(2))
         };
         let holding = Held {
             links: links.next().expect("rank 0's"),
-            lent: false,
+            lent: None,
+            left,
         };
         let mut ours = group(0, Box::new(holding));
         let mut theirs = group(1, Box::new(links.next().expect("rank 1's")));
@@ -103,11 +107,35 @@ mod tests {
                 assert!(sums[0].is_ok(), "nothing was lent");
             });
             ours.all_reduce_sum(&mut [1.0]).expect("nothing was lent");
+            ours.set_timeout(timeout);
             let mut region = ours.region(1).expect("memory");
-            let held = ours.all_reduce_sum(&mut region).expect_err("it is held");
-            assert_eq!(held.lost_rank(), Some(Rank(1)), "{held}");
-            assert!(held.to_string().contains("held"), "{held}");
-        });
+            ours.all_reduce_sum(&mut region)
+        })
+    }
+
+    #[test]
+    fn an_exchange_does_not_end_before_what_was_lent_may_change() {
+        let timeout = Duration::from_secs(60);
+        let held = sum_of_lent(timeout, |_| Err(io::Error::other("held")));
+        let held = held.expect_err("it is held");
+        assert_eq!(held.lost_rank(), Some(Rank(1)), "{held}");
+        assert!(held.to_string().contains("held"), "{held}");
+    }
+
+    /// Some less in every step, of which the timeout has four, but six steps until nothing is left.
+    #[test]
+    fn a_reader_of_what_was_lent_may_be_slow_but_not_still() {
+        const STEP: Duration = Duration::from_millis(250);
+        let began = Instant::now();
+        let slow =
+            |since: Duration| Ok(6_usize.saturating_sub(since.div_duration_f32(STEP) as usize));
+        sum_of_lent(4 * STEP, slow).expect("it goes on");
+        assert!(began.elapsed() >= 6 * STEP);
+        let still = sum_of_lent(4 * STEP, |_| Ok(1)).expect_err("nothing moves");
+        assert!(
+            matches!(still, FabricError::Timeout { rank: Rank(1), .. }),
+            "{still}"
+        );
     }
 
     #[test]
