@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use crate::error::FabricError;
 use crate::frame::{self, Abort, Header, Kind};
 use crate::link::{Interest, Links};
+use crate::moving::Moving;
 use crate::rank::Rank;
 use crate::transfer::{Outgoing, Traffic};
-use crate::wire::{Cause, Moving, Peer, Wire};
+use crate::wire::{Cause, Peer, Wire};
 
 impl Wire {
     /// Ends the group after a failure in the middle of an operation; returns the error of that operation.

@@ -60,6 +60,7 @@ mod link;
 mod loan;
 mod lobby;
 mod memory;
+mod moving;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 mod pace;

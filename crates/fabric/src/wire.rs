@@ -8,6 +8,7 @@ use crate::error::FabricError;
 use crate::frame::{Abort, FrameError};
 use crate::inbox::Inbox;
 use crate::link::{Interest, Links};
+use crate::moving::{Moving, Unsettled};
 use crate::pace::Pace;
 use crate::rank::Rank;
 use crate::transfer::{Destination, Incoming, Outgoing, Traffic};
@@ -34,63 +35,6 @@ pub(crate) struct Peer {
     closed: bool,
     /// Bytes to pass over before the next header; of use once the group is over.
     pub(crate) skip: usize,
-}
-
-/// The frames that an operation moves at present.
-#[derive(Default)]
-pub(crate) struct Moving {
-    /// Those of the round `sending`.
-    pub(crate) sends: Vec<Outgoing>,
-    pub(crate) sending: usize,
-    /// Those of the round `receiving`.
-    pub(crate) recvs: Vec<Incoming>,
-    pub(crate) receiving: usize,
-    /// What was sent and lies in memory that may not change yet.
-    loans: Vec<Unsettled>,
-    interests: Vec<Interest>,
-    /// Since when the operation has slept now and again.
-    pub(crate) slept_since: Option<Instant>,
-}
-
-/// What one peer has left to do with memory that was lent to it.
-struct Unsettled {
-    peer: usize,
-    left: usize,
-    still_since: Option<Instant>,
-}
-
-impl Moving {
-    /// Takes all that it ever needs now, so that no later operation is the first to need it.
-    fn with_room_for(world: usize) -> Self {
-        Self {
-            sends: Vec::with_capacity(world),
-            recvs: Vec::with_capacity(world),
-            loans: Vec::with_capacity(world),
-            interests: Vec::with_capacity(world),
-            ..Self::default()
-        }
-    }
-
-    /// Returns the peer that has not moved what it should for the longest, since when (`now`, if nobody has slept on it), and, if
-    /// that is a frame, whether it is one that comes.
-    pub(crate) fn stillest(&self, now: Instant) -> Option<(Instant, usize, Option<bool>)> {
-        let recvs = self.recvs.iter().filter(|recv| !recv.is_done());
-        let recvs = recvs.map(|recv| (recv.still_since, recv.peer, Some(true)));
-        let sends = self.sends.iter().filter(|send| !send.is_done());
-        let sends = sends.map(|send| (send.still_since, send.peer, Some(false)));
-        let loans = self.loans.iter();
-        let loans = loans.map(|loan| (loan.still_since, loan.peer, None));
-        let all = recvs.chain(sends).chain(loans);
-        all.map(|(since, peer, comes)| (since.unwrap_or(now), peer, comes))
-            .min()
-    }
-
-    fn clear(&mut self) {
-        self.sends.clear();
-        self.recvs.clear();
-        self.loans.clear();
-        self.slept_since = None;
-    }
 }
 
 /// Why an operation cannot go on.
@@ -223,13 +167,8 @@ impl Wire {
     /// Waits until memory that was lent may change again. Before the end of an exchange nothing has to be waited for: what
     /// replaces values of a caller comes from peers that have received them. (What is used again sooner is never lent.)
     fn settle(&mut self, moving: &mut Moving) -> Result<(), Cause> {
-        let loan = |peer| Unsettled {
-            peer,
-            left: usize::MAX,
-            still_since: None,
-        };
         moving.slept_since = None;
-        moving.loans.extend(self.others().map(loan));
+        moving.loans.extend(self.others().map(Unsettled::with));
         let mut patience = self.pace.start();
         loop {
             let mut moved = false;
@@ -352,19 +291,6 @@ impl Wire {
             }
         }
         Ok(())
-    }
-}
-
-impl Unsettled {
-    /// Looks at how much is left; true when it has become less.
-    fn look(&mut self, links: &mut dyn Links) -> Result<bool, Cause> {
-        let before = self.left;
-        let left = links.unsettled(self.peer);
-        self.left = left.map_err(|error| lost(self.peer, &error))?;
-        if self.left < before {
-            self.still_since = None;
-        }
-        Ok(self.left < before)
     }
 }
 
