@@ -45,6 +45,7 @@ const CHECKS: &[&str] = &[
     "one_of_two_down",
     "peer_killed_reliable",
     "peer_killed_unreliable",
+    "link_down_unheard",
     "link_down_unreliable",
     "link_down_reliable",
     "port_down",

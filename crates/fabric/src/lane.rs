@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::PollFd;
 use tracing::debug;
@@ -222,9 +222,8 @@ fn sleep(link: &mut RdmaLink, interest: Interest) -> io::Result<()> {
     let mut news = false;
     let mut slept = Ok(());
     if link.prepare_sleep(interest) {
-        let nap = link.nap().unwrap_or(SLEEP_MAX);
         let mut files: Vec<PollFd<'_>> = link.files().collect();
-        slept = poll_for(&mut files, nap);
+        slept = poll_for(&mut files, link.nap());
         news = files.iter().any(|file| !file.revents().is_empty());
     }
     link.awake(news);
@@ -240,6 +239,3 @@ impl Closer {
         let _may_be_closed_already = self.0.shutdown(Shutdown::Both);
     }
 }
-
-/// Device and connection wake a sleeper; this is for neither.
-const SLEEP_MAX: Duration = Duration::from_secs(1);

@@ -105,7 +105,7 @@ impl Links for TcpLinks {
                 Line::Shared(link) => may_sleep &= link.prepare_sleep(*interest),
                 Line::Rdma(link) => {
                     may_sleep &= link.prepare_sleep(*interest);
-                    longest = longest.min(link.nap().unwrap_or(longest));
+                    longest = longest.min(link.nap());
                 }
             }
         }
@@ -138,7 +138,7 @@ impl Links for TcpLinks {
 
     fn unsettled(&mut self, peer: usize) -> io::Result<usize> {
         match self.line(peer)? {
-            Line::Rdma(link) => Ok(link.unsettled()),
+            Line::Rdma(link) => link.unsettled(),
             Line::Shared(link) => link.unsettled(),
             Line::Tcp(_) | Line::Striped(_) => Ok(0),
         }

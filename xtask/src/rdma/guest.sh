@@ -174,12 +174,23 @@ disturbed() {
     [ $status -eq 1 ] && grep "^error: .*$3" /tmp/err && ! grep -q interrupted /tmp/err
 }
 
+rank_1() {
+    sed -n 's/.*rank 1 is process \([0-9]*\).*/\1/p' /tmp/err
+}
+
 kill_rank_1() {
-    kill -9 "$(sed -n 's/.*rank 1 is process \([0-9]*\).*/\1/p' /tmp/err)"
+    kill -9 "$(rank_1)"
 }
 
 take_link_down() {
     ip link set va down
+}
+
+# Rank 0 has nothing to send then, and hears nothing: all that it can learn is the state of the port.
+take_link_down_in_silence() {
+    kill -STOP "$(rank_1)"
+    sleep 1
+    take_link_down
 }
 
 # Packets that a device has sent.
@@ -221,12 +232,17 @@ one_of_two_down() { over_two disturbed rdma take_second_down 'rank [01].* on rxe
 
 peer_killed_reliable() { disturbed rdma kill_rank_1 'rank 1'; }
 peer_killed_unreliable() { disturbed rdma-unreliable kill_rank_1 'rank 1'; }
-link_down_unreliable() {
-    disturbed rdma-unreliable take_link_down 'rank [01]'
+
+# Takes the link up again after a check that took it down.
+for_a_while() {
+    "$@"
     status=$?
     ip link set va up
     eventually grep -q ACTIVE /sys/class/infiniband/rxe_a/ports/1/state && return $status
 }
+
+link_down_unheard() { for_a_while disturbed rdma-unreliable take_link_down_in_silence 'rank 1.* port DOWN on rxe_a'; }
+link_down_unreliable() { for_a_while disturbed rdma-unreliable take_link_down 'rank [01]'; }
 link_down_reliable() { disturbed rdma take_link_down 'rank [01]'; }
 
 # A port that is down is a reason, and no error where TCP is allowed.

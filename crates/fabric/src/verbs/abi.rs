@@ -261,6 +261,7 @@ pub(crate) type QueryQp =
 pub(crate) type DestroyQp = unsafe extern "C" fn(*mut Qp) -> c_int;
 pub(crate) type WcStatusStr = unsafe extern "C" fn(c_uint) -> *const c_char;
 
+pub(crate) const PORT_DOWN: c_uint = 1;
 pub(crate) const PORT_ACTIVE: c_uint = 4;
 pub(crate) const MTU_256: c_uint = 1;
 pub(crate) const MTU_4096: c_uint = 5;

@@ -121,6 +121,15 @@ impl Device {
         Ok(device)
     }
 
+    /// Says why nothing goes through the port any more, if so.
+    pub(crate) fn port_is_lost(&self) -> Option<String> {
+        match self.port() {
+            Ok(port) if port.state == abi::PORT_DOWN => Some("port DOWN".to_owned()),
+            Ok(_) => None,
+            Err(error) => Some(format!("port {PORT} cannot be asked ({error})")),
+        }
+    }
+
     fn port(&self) -> io::Result<abi::PortAttr> {
         let mut port = abi::PortAttr::default();
         // SAFETY: the device is open, and `port` is at least as large as what is filled in.
@@ -236,7 +245,7 @@ fn speed_mbps(width: u8, speed: u8) -> u32 {
 
 fn state(state: u32) -> &'static str {
     match state {
-        1 => "DOWN",
+        abi::PORT_DOWN => "DOWN",
         2 => "INIT",
         3 => "ARMED",
         _ => "not ACTIVE",

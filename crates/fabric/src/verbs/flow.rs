@@ -182,6 +182,13 @@ impl Flow {
         }
     }
 
+    /// Asks whether the port is still up: a device may stay silent on what it can no longer send, or receive.
+    pub(crate) fn look_at_port(&mut self) {
+        if let Some(reason) = self.pair.device().port_is_lost() {
+            self.fail(reason);
+        }
+    }
+
     fn repost(&mut self, slot: usize) {
         self.owed += 1;
         self.post(slot);

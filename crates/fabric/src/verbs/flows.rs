@@ -167,6 +167,11 @@ impl Flows {
         self.flows.iter_mut().for_each(Flow::progress);
     }
 
+    /// Asks the devices whether their ports are still up.
+    pub(crate) fn look_at_ports(&mut self) {
+        self.flows.iter_mut().for_each(Flow::look_at_port);
+    }
+
     /// Hears what woke a sleeper.
     pub(crate) fn hear(&mut self) {
         for flow in &mut self.flows {

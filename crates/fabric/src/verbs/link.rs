@@ -25,6 +25,8 @@ pub(crate) struct RdmaLink {
     socket: TcpStream,
     farewell: Farewell,
     nap: Duration,
+    /// Since when nothing has been heard, or the ports were last looked at, as far as anybody has slept since.
+    quiet_since: Option<Instant>,
 }
 
 impl RdmaLink {
@@ -35,21 +37,20 @@ impl RdmaLink {
             socket,
             farewell: Farewell::default(),
             nap: NAP_MIN,
+            quiet_since: None,
         }
     }
 
     pub(crate) fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        match self.farewell.is_said() {
-            true => Err(self
-                .farewell
-                .failure()
-                .unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())),
-            false => self.flows.write(parts).inspect(|count| {
-                if *count > 0 {
-                    self.nap = NAP_MIN;
-                }
-            }),
+        if self.farewell.is_said() {
+            let failure = self.farewell.failure();
+            return Err(failure.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()));
         }
+        let count = self.flows.write(parts)?;
+        if count > 0 {
+            self.moved();
+        }
+        Ok(count)
     }
 
     pub(crate) fn read(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
@@ -64,7 +65,7 @@ impl RdmaLink {
                 false => Ok(None),
             },
             Ok(count) => {
-                self.nap = NAP_MIN;
+                self.moved();
                 Ok(Some(count))
             }
             Err(error) => {
@@ -77,6 +78,11 @@ impl RdmaLink {
                 }
             }
         }
+    }
+
+    fn moved(&mut self) {
+        self.nap = NAP_MIN;
+        self.quiet_since = None;
     }
 
     /// Asks to be woken for `interest`; false when it is possible already. Either way [`awake`](Self::awake) must follow.
@@ -94,12 +100,12 @@ impl RdmaLink {
         !(interest.read && readable || interest.write && writable || interest.settle && settled)
     }
 
-    /// Returns how long a sleep may be, unless whatever ends it wakes the sleeper: a device that has failed may not.
-    pub(crate) fn nap(&self) -> Option<Duration> {
+    /// Returns how long a sleep may be: not whatever ends it wakes the sleeper, and a device that has failed may not at all.
+    pub(crate) fn nap(&self) -> Duration {
         match self.flows.have_files() {
-            false => Some(self.nap),
-            true if self.flows.has_failed() => Some(NAP_MAX),
-            true => self.farewell.ended.map(|_| NAP_MAX),
+            false => self.nap,
+            true if self.flows.has_failed() || self.farewell.ended.is_some() => NAP_MAX,
+            true => QUIET_MAX,
         }
     }
 
@@ -114,11 +120,18 @@ impl RdmaLink {
         &self.flows
     }
 
-    /// Hears what woke it, if there was anything to hear.
+    /// Hears what woke it, if there was anything to hear; looks at the ports where there was not for long.
     pub(crate) fn awake(&mut self, news: bool) {
         if news {
             self.flows.hear();
             self.farewell.hear(&self.socket);
+            self.quiet_since = None;
+            return;
+        }
+        let now = Instant::now();
+        if now.duration_since(*self.quiet_since.get_or_insert(now)) >= QUIET_MAX {
+            self.flows.look_at_ports();
+            self.quiet_since = Some(now);
         }
     }
 
@@ -129,13 +142,19 @@ impl RdmaLink {
         }
     }
 
-    /// Returns how many messages in lent memory the devices may still read, also where the link has failed: whoever writes or
-    /// reads next learns that.
-    pub(crate) fn unsettled(&mut self) -> usize {
+    /// Returns how many messages in lent memory the devices may still read.
+    ///
+    /// # Errors
+    /// What has failed before they were done: they may never say that they are.
+    pub(crate) fn unsettled(&mut self) -> io::Result<usize> {
         if self.flows.unsettled() > 0 {
             self.flows.progress();
         }
-        self.flows.unsettled()
+        match (self.flows.unsettled(), self.flows.failure()) {
+            (0, _) => Ok(0),
+            (_, Some(error)) => Err(error),
+            (left, None) => Ok(left),
+        }
     }
 
     /// See [`Links::reclaim`](crate::link::Links::reclaim): the devices cannot be told, so it waits for them, until `until` at
@@ -257,6 +276,8 @@ fn readable(file: BorrowedFd<'_>) -> PollFd<'_> {
 /// How long one sleeps that nothing wakes: from the first look in vain, doubled with each.
 const NAP_MIN: Duration = Duration::from_micros(25);
 const NAP_MAX: Duration = Duration::from_millis(2);
+/// How long nothing may be heard before one looks at the ports; asking a device can take longer than a message.
+const QUIET_MAX: Duration = Duration::from_millis(250);
 /// One of each device and of the connection, of which a sleep takes nothing from the allocator.
 const FILES: usize = 9;
 /// Longer than a device repeats what gets no answer.

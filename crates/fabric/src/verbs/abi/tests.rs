@@ -78,7 +78,7 @@ fn facts() -> Vec<Fact> {
         wr_id, status, opcode, vendor_err, byte_len, imm_data, qp_num, src_qp, wc_flags, pkey_index, slid, sl,
         dlid_path_bits);
     numbers! {
-        PORT_ACTIVE, MTU_256, MTU_4096, QPT_RC, QPT_UC, QPS_INIT, QPS_RTR, QPS_RTS, QP_STATE, QP_ACCESS_FLAGS,
+        PORT_DOWN, PORT_ACTIVE, MTU_256, MTU_4096, QPT_RC, QPT_UC, QPS_INIT, QPS_RTR, QPS_RTS, QP_STATE, QP_ACCESS_FLAGS,
         QP_PKEY_INDEX, QP_PORT, QP_AV, QP_PATH_MTU, QP_TIMEOUT, QP_RETRY_CNT, QP_RNR_RETRY, QP_RQ_PSN,
         QP_MAX_QP_RD_ATOMIC, QP_MIN_RNR_TIMER, QP_SQ_PSN, QP_MAX_DEST_RD_ATOMIC, QP_CAP, QP_DEST_QPN,
         ACCESS_LOCAL_WRITE, ACCESS_REMOTE_WRITE, ACCESS_REMOTE_READ, WR_SEND, SEND_SIGNALED, WC_SUCCESS,
