@@ -11,7 +11,7 @@ use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use super::avx512::Avx512;
-use super::tiles::{Square, Sums, TILE_ROWS, Tile, TileUnit, Tiles, define};
+use super::tiles::{Square, Start, Sums, TILE_ROWS, Tile, TileUnit, Tiles, ZERO, define};
 use super::{Operation, TiledOperation, WithTiles};
 use crate::isa::AmxRefusal;
 
@@ -120,8 +120,10 @@ fn agrees_with_definition(unit: Unit) -> bool {
     [ABOUT_1, SMALLEST].into_iter().all(|exponent| {
         let (activations, weights) = (operands(exponent), operands(ABOUT_1));
         let [mut sums, mut expected] = [[[Sums([[f32::NAN; TILE_ROWS]; TILE_ROWS]); 2]; 2]; 2];
-        tiles.multiply(&activations, &weights, &mut sums);
-        define(&activations, &weights, &mut expected);
+        for start in [Start::Zero, Start::Sums] {
+            tiles.multiply(&activations, &weights, start, &mut sums);
+            define(&activations, &weights, start, &mut expected);
+        }
         let bits = |square: &Square| {
             square.map(|row| row.map(|sums| sums.0.map(|row| row.map(f32::to_bits))))
         };
@@ -184,28 +186,45 @@ struct Config {
 
 impl Tiles for AmxTiles {
     #[inline(always)]
-    fn multiply(&mut self, activations: &[[Tile; 2]], weights: &[[Tile; 2]], sums: &mut Square) {
+    fn multiply(
+        &mut self,
+        activations: &[[Tile; 2]],
+        weights: &[[Tile; 2]],
+        start: Start,
+        sums: &mut Square,
+    ) {
+        static NOTHING: Square = ZERO;
         assert!(activations.len() == weights.len() && !weights.is_empty());
-        // SAFETY: the tiles of this thread are configured, whole, as whoever holds this value has seen to. They are loaded from
-        // tiles in memory, two of each operand a step for as many steps as there are, at least one, and stored to the four of
-        // `sums`; nothing else uses tiles, so none is read before it is written here.
+        let start = match start {
+            Start::Zero => &raw const NOTHING,
+            Start::Sums => &raw const *sums,
+        };
+        // SAFETY: the tiles of this thread are configured, whole, as whoever holds this value has seen to. Four are loaded from
+        // `start`, then two of each operand a step for as many steps as there are, at least one, and the four are stored to
+        // `sums`. What is asked for behind `sums` is not read.
         unsafe {
             asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
+                "tileloadd tmm0, [{start} + {row}]",
+                "tileloadd tmm1, [{start} + {row} + 1024]",
+                "tileloadd tmm2, [{start} + {row} + 2048]",
+                "tileloadd tmm3, [{start} + {row} + 3072]",
                 "2:",
-                "tileloadd tmm4, [{activations} + {row}]",
+                // Activations come from the second cache, and would drive the weights out of the first.
+                "tileloaddt1 tmm4, [{activations} + {row}]",
                 "tileloadd tmm6, [{weights} + {row}]",
+                "prefetcht0 [{next}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tileloadd tmm7, [{weights} + {row} + 1024]",
+                "prefetcht0 [{next} + 64]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{activations} + {row} + 1024]",
+                "tileloaddt1 tmm5, [{activations} + {row} + 1024]",
+                "prefetcht0 [{next} + 128]",
                 "tdpbf16ps tmm2, tmm5, tmm6",
+                "prefetcht0 [{next} + 192]",
                 "tdpbf16ps tmm3, tmm5, tmm7",
                 "add {activations}, 2048",
                 "add {weights}, 2048",
+                "add {next}, 256",
                 "dec {steps}",
                 "jnz 2b",
                 "tilestored [{sums} + {row}], tmm0",
@@ -215,6 +234,8 @@ impl Tiles for AmxTiles {
                 activations = inout(reg) activations.as_ptr() => _,
                 weights = inout(reg) weights.as_ptr() => _,
                 steps = inout(reg) weights.len() => _,
+                next = inout(reg) sums.as_ptr_range().end => _,
+                start = in(reg) start,
                 sums = in(reg) sums.as_mut_ptr(),
                 row = in(reg) 64_usize,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,

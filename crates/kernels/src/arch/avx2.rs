@@ -214,6 +214,7 @@ impl<D: Dot> Simd for Avx2<D> {
         }
         fn to_f32(self, x: __m256i) -> __m256 { _mm256_cvtepi32_ps(x) }
         fn bits(self, x: __m256) -> __m256i { _mm256_castps_si256(x) }
+        fn with_bits(self, x: __m256i) -> __m256 { _mm256_castsi256_ps(x) }
         fn add_i32(self, a: __m256i, b: __m256i) -> __m256i { _mm256_add_epi32(a, b) }
         fn and(self, x: __m256i, mask: u32) -> __m256i {
             _mm256_and_si256(x, _mm256_set1_epi32(mask as i32))

@@ -142,6 +142,7 @@ impl Simd for Avx512 {
         }
         fn to_f32(self, x: __m512i) -> __m512 { _mm512_cvtepi32_ps(x) }
         fn bits(self, x: __m512) -> __m512i { _mm512_castps_si512(x) }
+        fn with_bits(self, x: __m512i) -> __m512 { _mm512_castsi512_ps(x) }
         fn add_i32(self, a: __m512i, b: __m512i) -> __m512i { _mm512_add_epi32(a, b) }
         fn and(self, x: __m512i, mask: u32) -> __m512i {
             _mm512_and_si512(x, _mm512_set1_epi32(mask as i32))

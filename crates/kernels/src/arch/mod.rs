@@ -127,6 +127,9 @@ pub(crate) trait Simd: Copy {
     /// The bits of each float.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     fn bits(self, x: Self::F32) -> Self::I32;
+    /// The floats of these bits.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    fn with_bits(self, x: Self::I32) -> Self::F32;
     /// Adds integers, wrapping.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32;

@@ -270,6 +270,7 @@ impl<D: Dot> Simd for Neon<D> {
         }
         fn to_f32(self, x: uint32x4_t) -> float32x4_t { vcvtq_f32_s32(vreinterpretq_s32_u32(x)) }
         fn bits(self, x: float32x4_t) -> uint32x4_t { vreinterpretq_u32_f32(x) }
+        fn with_bits(self, x: uint32x4_t) -> float32x4_t { vreinterpretq_f32_u32(x) }
         fn and(self, x: uint32x4_t, mask: u32) -> uint32x4_t { vandq_u32(x, vdupq_n_u32(mask)) }
         fn add_i32(self, a: uint32x4_t, b: uint32x4_t) -> uint32x4_t { vaddq_u32(a, b) }
         fn or(self, a: uint32x4_t, b: uint32x4_t) -> uint32x4_t { vorrq_u32(a, b) }

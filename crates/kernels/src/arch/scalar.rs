@@ -171,6 +171,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn with_bits(self, x: Self::I32) -> Self::F32 {
+        x.map(f32::from_bits)
+    }
+
+    #[inline(always)]
     fn add_i32(self, a: Self::I32, b: Self::I32) -> Self::I32 {
         lanes(|i| a[i].wrapping_add(b[i]))
     }

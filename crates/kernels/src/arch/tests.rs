@@ -78,10 +78,10 @@ struct Bits<'a> {
 }
 
 impl Operation for Bits<'_> {
-    type Output = [f32; 8];
+    type Output = [f32; 9];
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> [f32; 8] {
+    fn run<S: Simd>(self, s: S) -> Self::Output {
         let Self {
             bits,
             mask,
@@ -98,8 +98,9 @@ impl Operation for Bits<'_> {
             s.shift_right_signed(x, by),
             s.add_i32(x, s.splat_i32(mask as i32)),
             s.look_up(table, s.and(x, PLACES)),
+            s.bits(s.with_bits(x)),
         ];
-        let mut out = [0.0; 8];
+        let mut out = [0.0; 9];
         for (lanes, out) in lanes.into_iter().zip(&mut out) {
             let mut halves = [0; 32];
             s.store_halves(lanes, &mut halves);
@@ -123,6 +124,7 @@ proptest! {
             (bits as i32 >> by) as u32,
             bits.wrapping_add(mask),
             u32::from_le_bytes(places.map(|place| table[usize::from(place)])),
+            bits,
         ];
         for token in tokens() {
             prop_assert_eq!(token.run(Bits { bits, mask, by, table: &table }), expected.map(|x| x as i32 as f32));

@@ -61,20 +61,43 @@ pub(crate) trait TileUnit: Copy {
 
 /// The tiles of a thread.
 pub(crate) trait Tiles {
-    /// Sets `sums[t][w]` to the sum over all steps of `activations[step][t] × weights[step][w]`, rounded as [`define`] rounds.
+    /// Adds `activations[step][t] × weights[step][w]` to `sums[t][w]`, step by step, rounded as [`define`] rounds. The
+    /// square behind `sums`, which need not exist, is asked for meanwhile.
     ///
     /// # Panics
     /// If there are no steps, or not as many of both.
-    fn multiply(&mut self, activations: &[[Tile; 2]], weights: &[[Tile; 2]], sums: &mut Square);
+    fn multiply(
+        &mut self,
+        activations: &[[Tile; 2]],
+        weights: &[[Tile; 2]],
+        start: Start,
+        sums: &mut Square,
+    );
+}
+
+/// What the first products are added to.
+#[derive(Clone, Copy)]
+pub(crate) enum Start {
+    /// Nothing: what was there before does not count.
+    Zero,
+    /// The sums of earlier steps.
+    Sums,
 }
 
 /// The definition of [`Tiles::multiply`]: that of the instruction `TDPBF16PS` in Intel's manual, step by step.
 #[inline(always)]
-pub(crate) fn define(activations: &[[Tile; 2]], weights: &[[Tile; 2]], sums: &mut Square) {
+pub(crate) fn define(
+    activations: &[[Tile; 2]],
+    weights: &[[Tile; 2]],
+    start: Start,
+    sums: &mut Square,
+) {
     assert!(activations.len() == weights.len() && !weights.is_empty());
+    if let Start::Zero = start {
+        *sums = ZERO;
+    }
     for (t, sums) in sums.iter_mut().enumerate() {
         for (w, sums) in sums.iter_mut().enumerate() {
-            *sums = Sums::ZERO;
             for (activations, weights) in activations.iter().zip(weights) {
                 for (sums, activations) in sums.0.iter_mut().zip(&activations[t].0) {
                     add_products(activations, &weights[w], sums);
@@ -131,7 +154,13 @@ impl TileUnit for Model {
 #[cfg(all(test, target_arch = "x86_64"))]
 impl Tiles for Model {
     #[inline(always)]
-    fn multiply(&mut self, activations: &[[Tile; 2]], weights: &[[Tile; 2]], sums: &mut Square) {
-        define(activations, weights, sums);
+    fn multiply(
+        &mut self,
+        activations: &[[Tile; 2]],
+        weights: &[[Tile; 2]],
+        start: Start,
+        sums: &mut Square,
+    ) {
+        define(activations, weights, start, sums);
     }
 }

@@ -12,7 +12,7 @@ use super::part::{block_pages, weigh};
 use super::partial::Partial;
 use super::tiling::Tile as QueryTile;
 use crate::KvCache;
-use crate::arch::tiles::{SIDE, STEP_COLS, TILE_ROWS, Tile, TileUnit, Tiles, ZERO, pairs};
+use crate::arch::tiles::{SIDE, STEP_COLS, Start, TILE_ROWS, Tile, TileUnit, Tiles, ZERO, pairs};
 use crate::arch::{Simd, TiledOperation};
 use crate::kv_cache::{Kept, Numbers};
 
@@ -229,7 +229,7 @@ impl PromptScratch {
         let mut square = ZERO;
         let keys = self.keys.chunks_exact(self.dim_steps);
         for (place, keys) in (0..places).step_by(SIDE).zip(keys) {
-            tiles.multiply(queries, keys, &mut square);
+            tiles.multiply(queries, keys, Start::Zero, &mut square);
             for (q, scores) in self
                 .scores
                 .chunks_exact_mut(self.row)
@@ -283,7 +283,7 @@ impl PromptScratch {
         let weights = &self.weights[..places.div_ceil(STEP_COLS)];
         let mut square = ZERO;
         for (i, values) in self.values.chunks_exact(self.place_steps).enumerate() {
-            tiles.multiply(weights, &values[..weights.len()], &mut square);
+            tiles.multiply(weights, &values[..weights.len()], Start::Zero, &mut square);
             for (q, query) in queries.clone().enumerate() {
                 let halves = out.sums_mut(query)[i * SIDE..].chunks_exact_mut(TILE_ROWS);
                 for (sums, new) in halves.zip(&square[q / TILE_ROWS]) {

@@ -328,7 +328,7 @@ fn panels_read_in_pairs_give_the_same_bits() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn large_tiled_products_agree() {
-    let (rows, cols, tokens) = (16 * 32 + 40, 8 * 32 + 64, 16 * 32 + 5);
+    let (rows, cols, tokens) = (16 * 32 + 40, 16 * 32 + 64, 16 * 32 + 5);
     let mut bytes = vec![0; Dtype::Q8_0.row_bytes(cols).unwrap() * rows];
     for (i, block) in bytes
         .chunks_exact_mut(Dtype::Q8_0.block_bytes())

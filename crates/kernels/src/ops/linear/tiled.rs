@@ -2,7 +2,7 @@
 //!
 //! Weights and activations are rounded to bfloat16, 8 bits of mantissa, and their products are summed in `f32`: closer to the
 //! definition than the integers of [`super::panel`], where the largest of a block takes most of the bits. Every output
-//! is summed in the order of its columns, block by block, whatever the batch and the threads.
+//! is summed in the order of its columns, whatever the batch and the threads.
 //!
 //! A block of columns of two panels is rounded once and multiplied with up to 512 tokens. It stays in the processor's first cache
 //! meanwhile; the same columns of these tokens, and the sums of a group of panels, stay in the second.
@@ -11,7 +11,9 @@ use std::ops::Range;
 
 use crate::Matrix;
 use crate::arch::Simd;
-use crate::arch::tiles::{SIDE, STEP_COLS, Square, TILE_ROWS, Tile, TileUnit, Tiles, ZERO, pairs};
+use crate::arch::tiles::{
+    SIDE, STEP_COLS, Square, Start, TILE_ROWS, Tile, TileUnit, Tiles, ZERO, pairs,
+};
 use crate::formats::{CHUNK, Format, Lanes, PANEL_ROWS, Scales, Shape};
 
 use super::{Columns, Rows};
@@ -23,8 +25,6 @@ pub(crate) use activations::Activations;
 /// Fewest tokens of a batch that are worth it: rounding the weights takes as long as multiplying them with some tens of tokens.
 pub(crate) const TOKENS_MIN: usize = 32;
 
-/// Steps of a block of columns.
-const STEPS: usize = 8;
 /// Squares of rows of a group, and squares of tokens that go through it at a time: a megabyte of sums.
 const GROUP: usize = 16;
 const TOKEN_SQUARES: usize = 16;
@@ -33,23 +33,12 @@ const CACHE_LINE_BYTES: usize = 64;
 const _: () = assert!(STEP_COLS == CHUNK && TILE_ROWS == PANEL_ROWS);
 
 /// Scratch memory of a thread.
+#[derive(Default)]
 pub(crate) struct Scratch {
     /// Those of a block of columns of two panels.
     weights: Vec<[Tile; 2]>,
     /// Those of a group.
     sums: Vec<Square>,
-    /// Those of a block.
-    products: Box<Square>,
-}
-
-impl Default for Scratch {
-    fn default() -> Self {
-        Self {
-            weights: Vec::new(),
-            sums: Vec::new(),
-            products: Box::new(ZERO),
-        }
-    }
 }
 
 /// Computes `rows`, which start with a panel, for all tokens.
@@ -100,18 +89,15 @@ impl<F: Format> Group<'_, F> {
         scratch: &'a mut Scratch,
     ) -> &'a [Square] {
         let (tokens, activations) = (self.tokens.len(), self.activations);
-        let Scratch {
-            weights,
-            sums,
-            products,
-        } = scratch;
-        weights.resize(STEPS, [Tile::ZERO; 2]);
+        let Scratch { weights, sums } = scratch;
+        weights.resize(activations.block_steps(), [Tile::ZERO; 2]);
         let squares = self.rows.len().div_ceil(SIDE) * tokens;
         if sums.len() < squares {
             sums.resize(squares, ZERO);
         }
         let sums = &mut sums[..squares];
         for block in 0..activations.blocks() {
+            let start = if block == 0 { Start::Zero } else { Start::Sums };
             let weights = &mut weights[..activations.steps(block)];
             for (i, sums) in sums.chunks_exact_mut(tokens).enumerate() {
                 // A square of which one panel is not there keeps old weights in its place; nobody reads those sums.
@@ -126,12 +112,7 @@ impl<F: Format> Group<'_, F> {
                 }
                 for (token, sums) in self.tokens.clone().zip(sums) {
                     let activations = activations.square(block, token);
-                    if block == 0 {
-                        tiles.multiply(activations, weights, sums);
-                    } else {
-                        tiles.multiply(activations, weights, products);
-                        add(s, products, sums);
-                    }
+                    tiles.multiply(activations, weights, start, sums);
                 }
             }
         }
@@ -151,8 +132,9 @@ impl<F: Format> Group<'_, F> {
     #[inline(always)]
     fn block<'a>(&self, panel: &'a [u8], block: usize) -> &'a [u8] {
         let Shape { bytes, chunks, .. } = self.format.shape();
-        debug_assert!(STEPS.is_multiple_of(chunks), "blocks are whole");
-        let most = STEPS / chunks * PANEL_ROWS * bytes;
+        let steps = self.activations.block_steps();
+        debug_assert!(steps.is_multiple_of(chunks), "blocks are whole");
+        let most = steps / chunks * PANEL_ROWS * bytes;
         &panel[block * most..panel.len().min((block + 1) * most)]
     }
 
@@ -182,6 +164,7 @@ impl<F: Format> Group<'_, F> {
 fn round<S: Simd, F: Format>(s: S, format: F, records: &[u8], half: usize, to: &mut [[Tile; 2]]) {
     let Shape { bytes, chunks, .. } = format.shape();
     let records = records.chunks_exact(PANEL_ROWS * bytes);
+    let above = s.bits(s.splat(ABOVE));
     for (record, to) in records.zip(to.chunks_exact_mut(chunks)) {
         for first in (0..PANEL_ROWS).step_by(S::LANES) {
             let lanes = Lanes { record, first };
@@ -195,11 +178,12 @@ fn round<S: Simd, F: Format>(s: S, format: F, records: &[u8], half: usize, to: &
                     let quants = format.quants(s, chunk, i, group);
                     let mut weights = [min; 4];
                     for (byte, weight) in weights.iter_mut().enumerate() {
-                        let mut quant = s.and(s.shift_right(quants, 8 * byte as u32), 0xff);
-                        if F::ZERO != 0 {
-                            quant = s.add_i32(quant, s.splat_i32(-i32::from(F::ZERO)));
-                        }
-                        *weight = s.mul_add(s.to_f32(quant), scale, min);
+                        let quant = match (8 * byte as u32).checked_sub(QUANT_BIT) {
+                            Some(bits) => s.shift_right(quants, bits),
+                            None => s.shift_left(quants, QUANT_BIT - 8 * byte as u32),
+                        };
+                        let quant = s.or(s.and(quant, 0xff << QUANT_BIT), above);
+                        *weight = s.mul_add(s.with_bits(quant), scale, min);
                     }
                     let [a, b, c, d] = weights;
                     s.store_halves(pairs(s, a, b), &mut lines[0][2 * first..]);
@@ -210,22 +194,19 @@ fn round<S: Simd, F: Format>(s: S, format: F, records: &[u8], half: usize, to: &
     }
 }
 
-/// Returns what makes a weight of `q` in one half of a chunk: `scale × (q - zero) + min`. A NaN becomes infinite, as rounding may lose
-/// its bits; products with it are not finite either way.
+/// Returns what makes a weight of `ABOVE + q` in one half of a chunk, so that it is `scale × (q - zero) + min`: as good as exactly,
+/// for it is rounded to 8 bits then. A NaN becomes infinite, as rounding may lose its bits; products with it are not finite
+/// either way, nor are those with a scale that is too large for this.
 #[inline(always)]
 fn line<S: Simd, F: Format>(s: S, scales: &Scales<S>, half: usize) -> (S::F32, S::F32) {
     let most = s.splat(f32::INFINITY);
     let scale = scales.scales[if F::HALVES { half } else { 0 }];
     let min = if F::MINS { scales.min } else { s.splat(0.0) };
-    (s.min(scale, most), s.min(min, most))
+    let scale = s.min(scale, most);
+    let below = s.splat(-ABOVE - f32::from(F::ZERO));
+    (scale, s.mul_add(below, scale, s.min(min, most)))
 }
 
-#[inline(always)]
-fn add<S: Simd>(s: S, products: &Square, sums: &mut Square) {
-    for (products, sums) in products.as_flattened().iter().zip(sums.as_flattened_mut()) {
-        let products = products.0.as_flattened().chunks_exact(S::LANES);
-        for (x, sum) in products.zip(sums.0.as_flattened_mut().chunks_exact_mut(S::LANES)) {
-            s.store(s.add(s.load(sum), s.load(x)), sum);
-        }
-    }
-}
+/// A float in whose mantissa a byte counts as what it is, from this bit on: to add that, its bits are put there.
+const ABOVE: f32 = 256.0;
+const QUANT_BIT: u32 = f32::MANTISSA_DIGITS - 1 - 8;

@@ -2,14 +2,14 @@ use crate::arch::tiles::{SIDE, STEP_COLS, TILE_ROWS, Tile};
 use crate::arch::{Operation, Simd};
 use crate::pool::Pool;
 
-use super::STEPS;
-
 /// Activations rounded to bfloat16, ties to even, in tiles.
 ///
 /// For each block of columns, each 32 tokens and each step there are two tiles; what there are no tokens for is zero.
 #[derive(Default)]
 pub(crate) struct Activations {
     steps: usize,
+    /// Of a block of columns, whole blocks of every format.
+    block_steps: usize,
     squares: usize,
     tiles: Vec<[Tile; 2]>,
 }
@@ -20,9 +20,12 @@ impl Activations {
         self.steps = cols / STEP_COLS;
         self.squares = (x.len() / cols).div_ceil(SIDE);
         let squares = self.squares;
+        // As many as stay in the first cache; half as many where the next ones have to come from memory sooner.
+        self.block_steps = if squares > FEW_SQUARES { 16 } else { 8 };
+        let steps = self.block_steps;
         self.tiles.resize(self.steps * squares, [Tile::ZERO; 2]);
-        pool.for_each_chunk(&mut self.tiles, STEPS * squares, |_, block, tiles| {
-            let first = block * STEPS * STEP_COLS;
+        pool.for_each_chunk(&mut self.tiles, steps * squares, |_, block, tiles| {
+            let first = block * steps * STEP_COLS;
             isa.run(RoundBlock {
                 x,
                 cols,
@@ -32,22 +35,30 @@ impl Activations {
         });
     }
 
+    /// Returns the most steps of a block of columns.
+    pub(super) fn block_steps(&self) -> usize {
+        self.block_steps
+    }
+
     /// Returns the number of blocks of columns.
     pub(super) fn blocks(&self) -> usize {
-        self.steps.div_ceil(STEPS)
+        self.steps.div_ceil(self.block_steps)
     }
 
     /// Returns the steps of a block: fewer in the last.
     pub(super) fn steps(&self, block: usize) -> usize {
-        STEPS.min(self.steps - block * STEPS)
+        self.block_steps.min(self.steps - block * self.block_steps)
     }
 
     /// Returns the steps of a block for tokens `32 × square..`.
     pub(super) fn square(&self, block: usize, square: usize) -> &[[Tile; 2]] {
         let steps = self.steps(block);
-        &self.tiles[block * STEPS * self.squares + square * steps..][..steps]
+        &self.tiles[block * self.block_steps * self.squares + square * steps..][..steps]
     }
 }
+
+/// Fewest squares of tokens, but one, that take so long that weights have come from memory meanwhile.
+const FEW_SQUARES: usize = 4;
 
 /// Rounds a range of columns of all tokens.
 struct RoundBlock<'a> {
