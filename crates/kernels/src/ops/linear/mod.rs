@@ -69,8 +69,18 @@ pub(crate) fn linear_many<const N: usize>(
     if tokens == 0 {
         return;
     }
-    let products = products.map(|(matrix, out)| Product::new(matrix, out, pool.threads()));
+    let group_rows = if is_tiled(isa, tokens) {
+        tiled::GROUP_ROWS
+    } else {
+        0
+    };
+    let products =
+        products.map(|(matrix, out)| Product::new(matrix, out, pool.threads(), group_rows));
     multiply(pool, isa, scratch, x, tokens, &products);
+}
+
+fn is_tiled(isa: Token, tokens: usize) -> bool {
+    isa.has_tiles() && tokens >= tiled::TOKENS_MIN
 }
 
 /// Not generic, so that the kernels are compiled in this crate and nowhere else.
@@ -84,7 +94,7 @@ fn multiply(
 ) {
     let is_rounded =
         |matrix: &Matrix| matrix.layout().is_quantized() && !matches!(isa, Token::Scalar(_));
-    let tiled = isa.has_tiles() && tokens >= tiled::TOKENS_MIN;
+    let tiled = is_tiled(isa, tokens);
     if products.iter().any(|product| is_rounded(product.matrix)) {
         let cols = x.len() / tokens;
         if tiled {
@@ -165,15 +175,17 @@ struct Product<'a> {
 }
 
 impl<'a> Product<'a> {
-    fn new(matrix: &'a Matrix, out: &'a mut [f32], threads: usize) -> Self {
+    /// Cuts it for so many threads; `group_rows` share what they read of the activations.
+    fn new(matrix: &'a Matrix, out: &'a mut [f32], threads: usize, group_rows: usize) -> Self {
         let rows = matrix.rows();
         let row_bytes = (matrix.bytes_len() / rows.max(1)).max(1);
         // Several tasks a thread, so that one that is held up can leave some to the others.
         let fair = rows.div_ceil(4 * threads);
+        let group = group_rows.min(rows / (2 * threads));
         let task_rows = if threads == 1 {
             rows
         } else {
-            fair.max(TASK_BYTES / row_bytes)
+            fair.max(group).max(TASK_BYTES / row_bytes)
         };
         Self {
             matrix,

@@ -25,8 +25,8 @@ pub(crate) use activations::Activations;
 /// Fewest tokens of a batch that are worth it: rounding the weights takes as long as multiplying them with some tens of tokens.
 pub(crate) const TOKENS_MIN: usize = 32;
 
-/// Squares of rows of a group, and squares of tokens that go through it at a time: a megabyte of sums.
-const GROUP: usize = 16;
+/// Rows that go through the activations together, and squares of tokens that they take at a time: a megabyte of sums.
+pub(crate) const GROUP_ROWS: usize = 16 * SIDE;
 const TOKEN_SQUARES: usize = 16;
 const CACHE_LINE_BYTES: usize = 64;
 
@@ -55,11 +55,11 @@ pub(crate) fn multiply<S: Simd, F: Format, U: TileUnit>(
     let mut tiles = unit.tiles();
     let token_squares = out.tokens.div_ceil(SIDE);
     for token in (0..token_squares).step_by(TOKEN_SQUARES) {
-        for row in rows.range.clone().step_by(GROUP * SIDE) {
+        for row in rows.range.clone().step_by(GROUP_ROWS) {
             let group = Group {
                 format,
                 matrix: rows.matrix,
-                rows: row..rows.range.end.min(row + GROUP * SIDE),
+                rows: row..rows.range.end.min(row + GROUP_ROWS),
                 activations,
                 tokens: token..token_squares.min(token + TOKEN_SQUARES),
             };
