@@ -3,6 +3,7 @@ use std::fmt;
 use std::ops::Range;
 
 use half::f16;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use serde::{Deserialize, Serialize};
 
 use crate::machine;
@@ -170,8 +171,10 @@ impl KvCache {
             };
             match &mut self.store {
                 Store::F16(numbers) => {
-                    let bits = |x| f16::from_f32(x).to_bits();
-                    place.put(numbers, [key, value], [bits; 2]);
+                    let encode = |row: &[f32], to: &mut [u16]| {
+                        to.reinterpret_cast_mut::<f16>().convert_from_f32_slice(row);
+                    };
+                    place.put(numbers, [key, value], [encode; 2]);
                 }
                 Store::Q8(numbers, scales) => {
                     let units = [key, value].map(|row| largest(row) / 127.0);
@@ -281,19 +284,31 @@ struct Place {
 }
 
 impl Place {
-    fn put<E>(&self, all: &mut [E], rows: [&[f32]; 2], codes: [impl Fn(f32) -> E; 2]) {
+    fn put<E: Copy + Default>(
+        &self,
+        all: &mut [E],
+        rows: [&[f32]; 2],
+        encode: [impl Fn(&[f32], &mut [E]); 2],
+    ) {
         let [key, value] = rows;
         let [token_stride, head_stride] = self.strides;
-        let [key_code, value_code] = codes;
+        let [encode_key, encode_value] = encode;
         let (keys, values) = all[self.numbers.clone()].split_at_mut(key.len() * token_stride);
-        for (column, &x) in keys.chunks_exact_mut(token_stride).zip(key) {
-            column[self.slot] = key_code(x);
+        let mut columns = keys.chunks_exact_mut(token_stride);
+        for key in key.chunks(ENCODED_AT_ONCE) {
+            let mut codes = [E::default(); ENCODED_AT_ONCE];
+            let codes = &mut codes[..key.len()];
+            encode_key(key, codes);
+            for (code, column) in codes.iter().zip(&mut columns) {
+                column[self.slot] = *code;
+            }
         }
-        for (to, &x) in values[self.slot * head_stride..].iter_mut().zip(value) {
-            *to = value_code(x);
-        }
+        encode_value(value, &mut values[self.slot * head_stride..][..value.len()]);
     }
 }
+
+/// Numbers of a key, of which each goes to another line of memory.
+const ENCODED_AT_ONCE: usize = 64;
 
 /// Returns the largest magnitude, or a NaN where there is one.
 fn largest(row: &[f32]) -> f32 {
@@ -301,12 +316,14 @@ fn largest(row: &[f32]) -> f32 {
     row.iter().fold(0.0, |largest, x| larger(largest, x.abs()))
 }
 
-/// Returns what says how many whole units a number is; none if the unit is 0 or not finite.
-fn count(unit: f32) -> impl Fn(f32) -> i8 {
-    move |x| {
-        let units = x / unit;
-        // Conversion drops the fraction, saturates, and makes 0 of a NaN.
-        (units + 0.5_f32.copysign(units)) as i8
+/// Returns what says how many whole units numbers are; none if the unit is 0 or not finite.
+fn count(unit: f32) -> impl Fn(&[f32], &mut [i8]) {
+    move |row, to| {
+        for (to, x) in to.iter_mut().zip(row) {
+            let units = x / unit;
+            // Conversion drops the fraction, saturates, and makes 0 of a NaN.
+            *to = (units + 0.5_f32.copysign(units)) as i8;
+        }
     }
 }
 
