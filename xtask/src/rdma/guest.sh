@@ -166,7 +166,7 @@ disturbed() {
     SHOAL_TRANSPORT=$1 timeout 600 /opt/shoal fabric test --nodes 2 --sizes 4K --rounds 2 --stress --seconds 600 --verbose >/tmp/out 2>/tmp/err &
     test=$!
     eventually grep -q 'stress:' /tmp/err || { cat /tmp/err; return 1; }
-    "$2"
+    "$2" || kill $test
     wait $test
     status=$?
     cat /tmp/out /tmp/err
@@ -188,9 +188,7 @@ take_link_down() {
 
 # Rank 0 has nothing to send then, and hears nothing: all that it can learn is the state of the port.
 take_link_down_in_silence() {
-    kill -STOP "$(rank_1)"
-    sleep 1
-    take_link_down
+    kill -STOP "$(rank_1)" && sleep 1 && take_link_down
 }
 
 # Packets that a device has sent.

@@ -30,6 +30,8 @@ pub(crate) struct Flow {
     lending: Vec<usize>,
     /// Bytes ever sent from such memory.
     pub(crate) uncopied_bytes: u64,
+    /// Whether the port was down when it was last looked at.
+    port_was_lost: bool,
     /// Why nothing moves any more.
     failure: Option<String>,
 }
@@ -46,6 +48,7 @@ impl Flow {
             owed: 0,
             lending: Vec::with_capacity(SLOTS),
             uncopied_bytes: 0,
+            port_was_lost: false,
             failure: None,
             pair,
         }
@@ -182,9 +185,12 @@ impl Flow {
         }
     }
 
-    /// Asks whether the port is still up: a device may stay silent on what it can no longer send, or receive.
+    /// Asks whether the port is still up: a device may stay silent on what it can no longer send, or receive. Down at one look
+    /// may be a moment that costs nothing; down at two in a row is the end.
     pub(crate) fn look_at_port(&mut self) {
-        if let Some(reason) = self.pair.device().port_is_lost() {
+        let reason = self.pair.device().port_is_lost();
+        let was_lost = std::mem::replace(&mut self.port_was_lost, reason.is_some());
+        if let Some(reason) = reason.filter(|_| was_lost) {
             self.fail(reason);
         }
     }

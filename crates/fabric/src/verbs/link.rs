@@ -25,8 +25,10 @@ pub(crate) struct RdmaLink {
     socket: TcpStream,
     farewell: Farewell,
     nap: Duration,
-    /// Since when nothing has been heard, or the ports were last looked at, as far as anybody has slept since.
+    /// When a sleep first brought no news, or the ports were last looked at, since anything has moved.
     quiet_since: Option<Instant>,
+    /// When it was first seen to have failed with memory still lent.
+    failed_since: Option<Instant>,
 }
 
 impl RdmaLink {
@@ -38,6 +40,7 @@ impl RdmaLink {
             farewell: Farewell::default(),
             nap: NAP_MIN,
             quiet_since: None,
+            failed_since: None,
         }
     }
 
@@ -100,7 +103,8 @@ impl RdmaLink {
         !(interest.read && readable || interest.write && writable || interest.settle && settled)
     }
 
-    /// Returns how long a sleep may be: not whatever ends it wakes the sleeper, and a device that has failed may not at all.
+    /// Returns how long a sleep may be: not everything that ends one wakes the sleeper, and a device that has failed may not at
+    /// all.
     pub(crate) fn nap(&self) -> Duration {
         match self.flows.have_files() {
             false => self.nap,
@@ -145,15 +149,22 @@ impl RdmaLink {
     /// Returns how many messages in lent memory the devices may still read.
     ///
     /// # Errors
-    /// What has failed before they were done: they may never say that they are.
+    /// What has failed, some time ago: a device that fails gives all back at once, or may never do so.
     pub(crate) fn unsettled(&mut self) -> io::Result<usize> {
         if self.flows.unsettled() > 0 {
             self.flows.progress();
         }
-        match (self.flows.unsettled(), self.flows.failure()) {
-            (0, _) => Ok(0),
-            (_, Some(error)) => Err(error),
-            (left, None) => Ok(left),
+        let left = self.flows.unsettled();
+        match self.flows.failure().filter(|_| left > 0) {
+            None => Ok(left),
+            Some(error) => {
+                let since = self.failed_since.get_or_insert_with(Instant::now);
+                if since.elapsed() < FLUSH_TIME_MAX {
+                    Ok(left)
+                } else {
+                    Err(error)
+                }
+            }
         }
     }
 
@@ -276,7 +287,7 @@ fn readable(file: BorrowedFd<'_>) -> PollFd<'_> {
 /// How long one sleeps that nothing wakes: from the first look in vain, doubled with each.
 const NAP_MIN: Duration = Duration::from_micros(25);
 const NAP_MAX: Duration = Duration::from_millis(2);
-/// How long nothing may be heard before one looks at the ports; asking a device can take longer than a message.
+/// How long nothing may be heard before one looks at the ports, and again; asking a device can take longer than a message.
 const QUIET_MAX: Duration = Duration::from_millis(250);
 /// One of each device and of the connection, of which a sleep takes nothing from the allocator.
 const FILES: usize = 9;
