@@ -195,9 +195,10 @@ impl Tiles for AmxTiles {
     ) {
         static NOTHING: Square = ZERO;
         assert!(activations.len() == weights.len() && !weights.is_empty());
+        let sums: *mut Square = sums;
         let start = match start {
             Start::Zero => &raw const NOTHING,
-            Start::Sums => &raw const *sums,
+            Start::Sums => sums.cast_const(),
         };
         // SAFETY: the tiles of this thread are configured, whole, as whoever holds this value has seen to. Four are loaded from
         // `start`, then two of each operand a step for as many steps as there are, at least one, and the four are stored to
@@ -234,9 +235,9 @@ impl Tiles for AmxTiles {
                 activations = inout(reg) activations.as_ptr() => _,
                 weights = inout(reg) weights.as_ptr() => _,
                 steps = inout(reg) weights.len() => _,
-                next = inout(reg) sums.as_ptr_range().end => _,
+                next = inout(reg) sums.wrapping_add(1) => _,
                 start = in(reg) start,
-                sums = in(reg) sums.as_mut_ptr(),
+                sums = in(reg) sums,
                 row = in(reg) 64_usize,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,

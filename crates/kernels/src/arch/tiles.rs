@@ -61,8 +61,8 @@ pub(crate) trait TileUnit: Copy {
 
 /// The tiles of a thread.
 pub(crate) trait Tiles {
-    /// Adds `activations[step][t] × weights[step][w]` to `sums[t][w]`, step by step, rounded as [`define`] rounds. The
-    /// square behind `sums`, which need not exist, is asked for meanwhile.
+    /// Sets `sums[t][w]` to what `start` says, and adds `activations[step][t] × weights[step][w]` to it, step by step, rounded as
+    /// [`define`] rounds. What lies behind `sums`, where nothing need be, is asked for meanwhile, for 16 steps a square.
     ///
     /// # Panics
     /// If there are no steps, or not as many of both.

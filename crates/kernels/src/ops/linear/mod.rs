@@ -26,6 +26,9 @@ use activations::Activations;
 /// Weights a task should read at least, to outweigh the handing out of tasks.
 const TASK_BYTES: usize = 32 << 10;
 
+/// Rows of two panels.
+const PAIR_ROWS: usize = 2 * PANEL_ROWS;
+
 /// Scratch memory, kept between calls.
 pub(crate) struct Scratch {
     activations: Activations,
@@ -69,13 +72,8 @@ pub(crate) fn linear_many<const N: usize>(
     if tokens == 0 {
         return;
     }
-    let group_rows = if is_tiled(isa, tokens) {
-        tiled::GROUP_ROWS
-    } else {
-        0
-    };
-    let products =
-        products.map(|(matrix, out)| Product::new(matrix, out, pool.threads(), group_rows));
+    let (threads, tiled) = (pool.threads(), is_tiled(isa, tokens));
+    let products = products.map(|(matrix, out)| Product::new(matrix, out, threads, tiled));
     multiply(pool, isa, scratch, x, tokens, &products);
 }
 
@@ -175,13 +173,18 @@ struct Product<'a> {
 }
 
 impl<'a> Product<'a> {
-    /// Cuts it for so many threads; `group_rows` share what they read of the activations.
-    fn new(matrix: &'a Matrix, out: &'a mut [f32], threads: usize, group_rows: usize) -> Self {
+    /// Cuts it for so many threads.
+    fn new(matrix: &'a Matrix, out: &'a mut [f32], threads: usize, tiled: bool) -> Self {
         let rows = matrix.rows();
         let row_bytes = (matrix.bytes_len() / rows.max(1)).max(1);
         // Several tasks a thread, so that one that is held up can leave some to the others.
         let fair = rows.div_ceil(4 * threads);
-        let group = group_rows.min(rows / (2 * threads));
+        // Rows of a group share what they read of the activations. Two panels fill the tiles.
+        let group = if tiled && matrix.layout().is_quantized() {
+            tiled::GROUP_ROWS.min(rows / (2 * threads)) / PAIR_ROWS * PAIR_ROWS
+        } else {
+            0
+        };
         let task_rows = if threads == 1 {
             rows
         } else {
@@ -190,8 +193,7 @@ impl<'a> Product<'a> {
         Self {
             matrix,
             out: SharedSlice::new(out),
-            // Two panels fill the tiles, where there are some.
-            task_rows: task_rows.max(1).next_multiple_of(2 * PANEL_ROWS),
+            task_rows: task_rows.max(1).next_multiple_of(PAIR_ROWS),
         }
     }
 

@@ -328,40 +328,54 @@ fn panels_read_in_pairs_give_the_same_bits() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn large_tiled_products_agree() {
-    let (rows, cols, tokens) = (16 * 32 + 40, 16 * 32 + 64, 16 * 32 + 5);
-    let mut bytes = vec![0; Dtype::Q8_0.row_bytes(cols).unwrap() * rows];
-    for (i, block) in bytes
-        .chunks_exact_mut(Dtype::Q8_0.block_bytes())
-        .enumerate()
-    {
-        let (scale, codes) = block.split_at_mut(2);
-        scale.copy_from_slice(&f16::from_f32((i as f32).sin()).to_le_bytes());
-        codes
-            .iter_mut()
-            .enumerate()
-            .for_each(|(j, code)| *code = (i * 31 + j * 7) as u8);
-    }
-    let matrix = Matrix::new(Dtype::Q8_0, rows, cols, bytes).unwrap();
-    let x: Vec<f32> = (0..tokens * cols)
-        .map(|i| (i as f32 * 0.37).sin())
-        .collect();
-    let out = product(1, modelled(), &matrix, &x);
-    for row in [0, 1, 31, 511, 512, 530, rows - 1] {
-        for token in [0, 31, 511, 512, tokens - 1] {
-            let (exact, bound) = tiled_definition(&matrix, row, &x[token * cols..][..cols]);
-            let error = (f64::from(out[token * rows + row]) - exact).abs();
-            assert!(
-                error <= bound,
-                "row {row}, token {token}: off by {error}, not {bound}"
-            );
+    for (dtype, cols) in [(Dtype::Q8_0, 16 * 32 + 64), (Dtype::Q4K, 16 * 32 + 256)] {
+        let (rows, tokens) = (16 * 32 + 40, 16 * 32 + 5);
+        let mut bytes = vec![0; dtype.row_bytes(cols).unwrap() * rows];
+        for (i, block) in bytes.chunks_exact_mut(dtype.block_bytes()).enumerate() {
+            for (j, code) in block.iter_mut().enumerate() {
+                *code = (i * 31 + j * 7) as u8;
+            }
+            for &at in f16_fields(dtype) {
+                let scale = f16::from_f32((i as f32).sin());
+                block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+            }
+        }
+        let matrix = Matrix::new(dtype, rows, cols, bytes).unwrap();
+        let x: Vec<f32> = (0..tokens * cols)
+            .map(|i| (i as f32 * 0.37).sin())
+            .collect();
+        let out = product(1, modelled(), &matrix, &x);
+        for row in [0, 1, 31, 511, 512, 530, rows - 1] {
+            for token in [0, 31, 511, 512, tokens - 1] {
+                let (exact, bound) = tiled_definition(&matrix, row, &x[token * cols..][..cols]);
+                let error = (f64::from(out[token * rows + row]) - exact).abs();
+                assert!(
+                    error <= bound,
+                    "{dtype}, row {row}, token {token}: off by {error}, not {bound}"
+                );
+            }
+        }
+        let out = bits(out);
+        let last = bits(product(3, modelled(), &matrix, &x[x.len() - 40 * cols..]));
+        assert_eq!(last, out[out.len() - last.len()..], "{dtype}");
+        if let Some(amx) = Token::new(Isa::Amx) {
+            assert_eq!(bits(product(2, amx, &matrix, &x)), out, "{dtype}");
         }
     }
-    let out = bits(out);
-    let last = bits(product(3, modelled(), &matrix, &x[x.len() - 40 * cols..]));
-    assert_eq!(last, out[out.len() - last.len()..]);
-    if let Some(amx) = Token::new(Isa::Amx) {
-        assert_eq!(bits(product(2, amx, &matrix, &x)), out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn weights_far_below_their_scale_are_kept_in_tiles() {
+    let (rows, cols, tokens) = (32, 64, tiled::TOKENS_MIN);
+    let mut bytes = vec![0; Dtype::Q4_1.row_bytes(cols).unwrap() * rows];
+    for block in bytes.chunks_exact_mut(Dtype::Q4_1.block_bytes()) {
+        block[..2].copy_from_slice(&f16::from_f32(6e4).to_le_bytes());
+        block[2..4].copy_from_slice(&f16::from_f32(0.25).to_le_bytes());
     }
+    let matrix = Matrix::new(Dtype::Q4_1, rows, cols, bytes).unwrap();
+    let out = product(1, modelled(), &matrix, &vec![1.0; tokens * cols]);
+    assert_eq!(out, vec![16.0; tokens * rows]);
 }
 
 #[cfg(target_arch = "x86_64")]

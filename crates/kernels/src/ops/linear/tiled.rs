@@ -165,6 +165,7 @@ fn round<S: Simd, F: Format>(s: S, format: F, records: &[u8], half: usize, to: &
     let Shape { bytes, chunks, .. } = format.shape();
     let records = records.chunks_exact(PANEL_ROWS * bytes);
     let above = s.bits(s.splat(ABOVE));
+    let zero = s.splat(ABOVE + f32::from(F::ZERO));
     for (record, to) in records.zip(to.chunks_exact_mut(chunks)) {
         for first in (0..PANEL_ROWS).step_by(S::LANES) {
             let lanes = Lanes { record, first };
@@ -183,7 +184,7 @@ fn round<S: Simd, F: Format>(s: S, format: F, records: &[u8], half: usize, to: &
                             None => s.shift_left(quants, QUANT_BIT - 8 * byte as u32),
                         };
                         let quant = s.or(s.and(quant, 0xff << QUANT_BIT), above);
-                        *weight = s.mul_add(s.with_bits(quant), scale, min);
+                        *weight = s.mul_add(s.sub(s.with_bits(quant), zero), scale, min);
                     }
                     let [a, b, c, d] = weights;
                     s.store_halves(pairs(s, a, b), &mut lines[0][2 * first..]);
@@ -194,19 +195,17 @@ fn round<S: Simd, F: Format>(s: S, format: F, records: &[u8], half: usize, to: &
     }
 }
 
-/// Returns what makes a weight of `ABOVE + q` in one half of a chunk, so that it is `scale × (q - zero) + min`: as good as exactly,
-/// for it is rounded to 8 bits then. A NaN becomes infinite, as rounding may lose its bits; products with it are not finite
-/// either way, nor are those with a scale that is too large for this.
+/// Returns what makes a weight of `q - zero` in one half of a chunk: that times the first plus the second. A NaN becomes infinite,
+/// as rounding may lose its bits; products with it are not finite either way.
 #[inline(always)]
 fn line<S: Simd, F: Format>(s: S, scales: &Scales<S>, half: usize) -> (S::F32, S::F32) {
     let most = s.splat(f32::INFINITY);
     let scale = scales.scales[if F::HALVES { half } else { 0 }];
     let min = if F::MINS { scales.min } else { s.splat(0.0) };
-    let scale = s.min(scale, most);
-    let below = s.splat(-ABOVE - f32::from(F::ZERO));
-    (scale, s.mul_add(below, scale, s.min(min, most)))
+    (s.min(scale, most), s.min(min, most))
 }
 
-/// A float in whose mantissa a byte counts as what it is, from this bit on: to add that, its bits are put there.
+/// A float in whose mantissa a byte counts as what it is, from this bit on: its bits are put there, which is sooner done than to
+/// convert them.
 const ABOVE: f32 = 256.0;
 const QUANT_BIT: u32 = f32::MANTISSA_DIGITS - 1 - 8;

@@ -57,7 +57,7 @@ impl Activations {
     }
 }
 
-/// Fewest squares of tokens, but one, that take so long that weights have come from memory meanwhile.
+/// Most squares of tokens that are done before the next weights have come from memory.
 const FEW_SQUARES: usize = 4;
 
 /// Rounds a range of columns of all tokens.
