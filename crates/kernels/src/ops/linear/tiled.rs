@@ -164,8 +164,6 @@ impl<F: Format> Group<'_, F> {
 fn round<S: Simd, F: Format>(s: S, format: F, records: &[u8], half: usize, to: &mut [[Tile; 2]]) {
     let Shape { bytes, chunks, .. } = format.shape();
     let records = records.chunks_exact(PANEL_ROWS * bytes);
-    let above = s.bits(s.splat(ABOVE));
-    let zero = s.splat(ABOVE + f32::from(F::ZERO));
     for (record, to) in records.zip(to.chunks_exact_mut(chunks)) {
         for first in (0..PANEL_ROWS).step_by(S::LANES) {
             let lanes = Lanes { record, first };
@@ -179,12 +177,7 @@ fn round<S: Simd, F: Format>(s: S, format: F, records: &[u8], half: usize, to: &
                     let quants = format.quants(s, chunk, i, group);
                     let mut weights = [min; 4];
                     for (byte, weight) in weights.iter_mut().enumerate() {
-                        let quant = match (8 * byte as u32).checked_sub(QUANT_BIT) {
-                            Some(bits) => s.shift_right(quants, bits),
-                            None => s.shift_left(quants, QUANT_BIT - 8 * byte as u32),
-                        };
-                        let quant = s.or(s.and(quant, 0xff << QUANT_BIT), above);
-                        *weight = s.mul_add(s.sub(s.with_bits(quant), zero), scale, min);
+                        *weight = s.mul_add(value::<S, F>(s, quants, 8 * byte as u32), scale, min);
                     }
                     let [a, b, c, d] = weights;
                     s.store_halves(pairs(s, a, b), &mut lines[0][2 * first..]);
@@ -195,17 +188,39 @@ fn round<S: Simd, F: Format>(s: S, format: F, records: &[u8], half: usize, to: &
     }
 }
 
-/// Returns what makes a weight of `q - zero` in one half of a chunk: that times the first plus the second. A NaN becomes infinite,
-/// as rounding may lose its bits; products with it are not finite either way.
+/// Returns the byte of each lane from this bit on, as a float; without minimums with [`ABOVE`] added, which a mantissa does sooner
+/// than a conversion, and which [`line`] takes off.
 #[inline(always)]
-fn line<S: Simd, F: Format>(s: S, scales: &Scales<S>, half: usize) -> (S::F32, S::F32) {
-    let most = s.splat(f32::INFINITY);
-    let scale = scales.scales[if F::HALVES { half } else { 0 }];
-    let min = if F::MINS { scales.min } else { s.splat(0.0) };
-    (s.min(scale, most), s.min(min, most))
+fn value<S: Simd, F: Format>(s: S, quants: S::I32, bit: u32) -> S::F32 {
+    if F::MINS {
+        return s.to_f32(s.and(s.shift_right(quants, bit), 0xff));
+    }
+    let bits = match bit.checked_sub(ABOVE_BIT) {
+        Some(down) => s.shift_right(quants, down),
+        None => s.shift_left(quants, ABOVE_BIT - bit),
+    };
+    let above = s.bits(s.splat(ABOVE));
+    s.with_bits(s.or(s.and(bits, 0xff << ABOVE_BIT), above))
 }
 
-/// A float in whose mantissa a byte counts as what it is, from this bit on: its bits are put there, which is sooner done than to
-/// convert them.
+/// Returns what makes weights of [`value`]s in one half of a chunk: `value × first + second`.
+///
+/// Without minimums the second is exact where a scale has 16 bits, and else off by less than 2^-15 of the smallest weight. With them it
+/// could not be: a minimum may be far below the scale. A NaN becomes infinite, as rounding may lose its bits; products with it are
+/// not finite either way, nor are those with a scale from 2^119 on.
+#[inline(always)]
+fn line<S: Simd, F: Format>(s: S, scales: &Scales<S>, half: usize) -> (S::F32, S::F32) {
+    const { assert!(!F::MINS || F::ZERO == 0) };
+    let most = s.splat(f32::INFINITY);
+    let scale = s.min(scales.scales[if F::HALVES { half } else { 0 }], most);
+    let below = if F::MINS {
+        s.min(scales.min, most)
+    } else {
+        s.mul(s.splat(-ABOVE - f32::from(F::ZERO)), scale)
+    };
+    (scale, below)
+}
+
+/// A float in whose mantissa a byte counts as what it is, from this bit on.
 const ABOVE: f32 = 256.0;
-const QUANT_BIT: u32 = f32::MANTISSA_DIGITS - 1 - 8;
+const ABOVE_BIT: u32 = f32::MANTISSA_DIGITS - 1 - 8;
