@@ -2,6 +2,7 @@
 //! through its definition.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use crate::arch::Simd;
 use crate::formats::{self, Layout};
@@ -11,6 +12,9 @@ use super::{Columns, Rows};
 
 /// Rows and tokens that share each other's loads.
 const TILE: usize = 4;
+
+/// Weights that are multiplied with all tokens before the next ones: they stay in the second cache meanwhile.
+const GROUP_BYTES: usize = 256 << 10;
 
 /// Computes `rows` for all tokens of `x`.
 #[inline(always)]
@@ -59,17 +63,33 @@ float!(Bf16, Dtype::Bf16, 2, load_bf16_bytes);
 
 #[inline(always)]
 fn multiply_floats<S: Simd, F: Float>(s: S, rows: &Rows<'_>, x: &[f32], out: &Columns<'_>) {
-    let mut first = rows.range.start;
-    while first < rows.range.end {
-        let weights = Weights::<F>::new(rows.matrix, first);
-        if first + TILE <= rows.range.end {
-            weights.multiply::<S, TILE>(s, x, out);
-            first += TILE;
-        } else {
-            weights.multiply::<S, 1>(s, x, out);
-            first += 1;
+    let group_rows = (GROUP_BYTES / (rows.matrix.cols() * F::BYTES))
+        .next_multiple_of(TILE)
+        .max(TILE);
+    for group in rows.range.clone().step_by(group_rows) {
+        let group = group..rows.range.end.min(group + group_rows);
+        for (token, tokens) in tiles(0..out.tokens) {
+            for (first, size) in tiles(group.clone()) {
+                let weights = Weights::<F>::new(rows.matrix, first);
+                match (size, tokens) {
+                    (TILE, TILE) => weights.multiply::<S, TILE, TILE>(s, x, token, out),
+                    (TILE, _) => weights.multiply::<S, TILE, 1>(s, x, token, out),
+                    (_, TILE) => weights.multiply::<S, 1, TILE>(s, x, token, out),
+                    _ => weights.multiply::<S, 1, 1>(s, x, token, out),
+                }
+            }
         }
     }
+}
+
+/// Cuts a range into tiles and the rest into ones: where each begins, and how many it has.
+#[inline(always)]
+fn tiles(range: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
+    let whole = range.len() / TILE * TILE + range.start;
+    let tiles = (range.start..whole).step_by(TILE);
+    tiles
+        .map(|first| (first, TILE))
+        .chain((whole..range.end).map(|first| (first, 1)))
 }
 
 /// The rows of a matrix from `first` on.
@@ -88,20 +108,18 @@ impl<'a, F: Float> Weights<'a, F> {
         }
     }
 
-    /// Computes `R` rows for all tokens.
+    /// Computes `R` rows for `T` tokens from `token` on.
     #[inline(always)]
-    fn multiply<S: Simd, const R: usize>(&self, s: S, x: &[f32], out: &Columns<'_>) {
-        let cols = self.matrix.cols();
-        let mut token = 0;
-        while token < out.tokens {
-            let x = &x[token * cols..];
-            if token + TILE <= out.tokens {
-                self.write(self.dots::<S, R, TILE>(s, x), token, out);
-                token += TILE;
-            } else {
-                self.write(self.dots::<S, R, 1>(s, x), token, out);
-                token += 1;
-            }
+    fn multiply<S: Simd, const R: usize, const T: usize>(
+        &self,
+        s: S,
+        x: &[f32],
+        token: usize,
+        out: &Columns<'_>,
+    ) {
+        let dots = self.dots::<S, R, T>(s, &x[token * self.matrix.cols()..]);
+        for (t, dots) in dots.iter().enumerate() {
+            out.write(token + t, self.first, dots);
         }
     }
 
@@ -122,7 +140,12 @@ impl<'a, F: Float> Weights<'a, F> {
         for at in (0..whole).step_by(S::LANES) {
             let mut w = [s.splat(0.0); R];
             for (w, weights) in w.iter_mut().zip(&weights) {
-                *w = F::load(s, &weights[at * F::BYTES..]);
+                let weights = &weights[at * F::BYTES..];
+                *w = F::load(s, weights);
+                if T == 1 {
+                    // The next rows begin where no processor expects them.
+                    s.prefetch(weights.as_ptr().wrapping_add(R * cols * F::BYTES));
+                }
             }
             for (sums, xs) in sums.iter_mut().zip(&xs) {
                 let x = s.load(&xs[at..]);
@@ -147,18 +170,6 @@ impl<'a, F: Float> Weights<'a, F> {
             }
         }
         out
-    }
-
-    #[inline(always)]
-    fn write<const R: usize, const T: usize>(
-        &self,
-        dots: [[f32; R]; T],
-        token: usize,
-        out: &Columns<'_>,
-    ) {
-        for (t, dots) in dots.iter().enumerate() {
-            out.write(token + t, self.first, dots);
-        }
     }
 }
 

@@ -246,6 +246,26 @@ proptest! {
     }
 }
 
+/// More rows than go through the tokens at a time, and a last tile of each that is not whole.
+#[test]
+fn long_rows_of_floats_agree() {
+    let (rows, cols, tokens) = (2 * 8 + 4 + 3, 8192 + 5, 4 + 2);
+    let weights: Vec<f32> = (0..rows * cols).map(|i| (i % 7) as f32 - 3.0).collect();
+    let x: Vec<f32> = (0..tokens * cols).map(|i| (i % 5) as f32 - 2.0).collect();
+    let bytes = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let matrix = Matrix::new(Dtype::F32, rows, cols, bytes).unwrap();
+    for cpu in cpus() {
+        let mut out = vec![f32::NAN; tokens * rows];
+        cpu.linear(&x, &matrix, &mut out);
+        for (i, &out) in out.iter().enumerate() {
+            let (w, x) = (&weights[i % rows * cols..], &x[i / rows * cols..]);
+            // Small integers, so that sums are exact in any order.
+            let exact: f32 = w[..cols].iter().zip(&x[..cols]).map(|(w, x)| w * x).sum();
+            assert_eq!(out, exact, "{}, output {i}", cpu.isa());
+        }
+    }
+}
+
 proptest! {
     // A modelled product takes a hundred times as long as one of a processor's.
     #![proptest_config(ProptestConfig::with_cases(40.min(ProptestConfig::default().cases)))]
