@@ -73,6 +73,9 @@ pub(crate) trait Tiles {
         start: Start,
         sums: &mut Square,
     );
+
+    /// Returns weights, of which each row lies in a row of `rows`, as a [`Tile`] of weights has them.
+    fn turned(&self, rows: &Tile) -> Tile;
 }
 
 /// What the first products are added to.
@@ -162,5 +165,15 @@ impl Tiles for Model {
         sums: &mut Square,
     ) {
         define(activations, weights, start, sums);
+    }
+
+    fn turned(&self, rows: &Tile) -> Tile {
+        let mut turned = Tile::ZERO;
+        for (r, row) in rows.0.iter().enumerate() {
+            for (to, &pair) in turned.0.iter_mut().zip(row.as_chunks::<2>().0) {
+                to.as_chunks_mut().0[r] = pair;
+            }
+        }
+        turned
     }
 }

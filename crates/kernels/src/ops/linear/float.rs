@@ -34,7 +34,7 @@ pub(crate) fn multiply<S: Simd>(
 }
 
 /// A float format in memory, little-endian.
-trait Float {
+pub(super) trait Float: Copy {
     const DTYPE: Dtype;
     const BYTES: usize;
     /// Loads `LANES` floats.
@@ -43,7 +43,8 @@ trait Float {
 
 macro_rules! float {
     ($name:ident, $dtype:expr, $bytes:literal, $load:ident) => {
-        struct $name;
+        #[derive(Clone, Copy)]
+        pub(super) struct $name;
 
         impl Float for $name {
             const DTYPE: Dtype = $dtype;

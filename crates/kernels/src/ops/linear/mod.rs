@@ -4,7 +4,8 @@
 //! instruction sets round the activations of a quantised product to 8 bits ([`Activations`]) and
 //! multiply in integers. With `s` the scale of a block of 32 activations, that moves an output by at most
 //! `Σ over blocks of s/2 × Σ |w|`, where `s = max |x| / 127`. Where there are tiles, larger batches round both sides to
-//! bfloat16 instead ([`tiled`]), which moves an output by at most `Σ |w x| / 128`, and a little more where it sums in `f32`.
+//! bfloat16 instead ([`tiled`]), which moves an output by at most `Σ |w x| / 128`, and a little more where it sums in `f32`;
+//! those of `f16` and `bf16` weights, too. Products of `f32` weights are never rounded.
 
 mod activations;
 mod float;
@@ -14,14 +15,15 @@ mod tiled;
 use std::ops::Range;
 use std::sync::Mutex;
 
-use crate::Matrix;
-use crate::arch::tiles::TileUnit;
+use crate::arch::tiles::{STEP_COLS, TileUnit};
 use crate::arch::{Operation, Simd, TiledOperation, Token};
-use crate::formats::{Format, PANEL_ROWS, with_format};
-use crate::machine;
+use crate::formats::{Format, Layout, PANEL_ROWS, with_format};
 use crate::pool::{Pool, SharedSlice, lock};
+use crate::{Dtype, Matrix, machine};
 
 use activations::Activations;
+use float::{Bf16, F16};
+use tiled::{Floats, Panels, Weights};
 
 /// Weights a task should read at least, to outweigh the handing out of tasks.
 const TASK_BYTES: usize = 32 << 10;
@@ -72,13 +74,39 @@ pub(crate) fn linear_many<const N: usize>(
     if tokens == 0 {
         return;
     }
-    let (threads, tiled) = (pool.threads(), is_tiled(isa, tokens));
-    let products = products.map(|(matrix, out)| Product::new(matrix, out, threads, tiled));
+    let products = products.map(|(matrix, out)| {
+        let arithmetic = Arithmetic::of(matrix, isa, tokens);
+        Product::new(matrix, out, pool.threads(), arithmetic)
+    });
     multiply(pool, isa, scratch, x, tokens, &products);
 }
 
-fn is_tiled(isa: Token, tokens: usize) -> bool {
-    isa.has_tiles() && tokens >= tiled::TOKENS_MIN
+/// How a product is computed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Arithmetic {
+    /// In `f32`, of weights as they are.
+    Floats,
+    /// In integers, of activations rounded to 8 bits.
+    Integers,
+    /// In tiles, of weights and activations rounded to bfloat16.
+    Tiles,
+}
+
+impl Arithmetic {
+    fn of(matrix: &Matrix, isa: Token, tokens: usize) -> Self {
+        let layout = matrix.layout();
+        // Whoever keeps 32 bits wants them: of experts' gates, for one.
+        let has_tiles = isa.has_tiles()
+            && layout != Layout::Gguf(Dtype::F32)
+            && matrix.cols().is_multiple_of(STEP_COLS);
+        if has_tiles && tokens >= tiled::TOKENS_MIN {
+            Self::Tiles
+        } else if layout.is_quantized() && !matches!(isa, Token::Scalar(_)) {
+            Self::Integers
+        } else {
+            Self::Floats
+        }
+    }
 }
 
 /// Not generic, so that the kernels are compiled in this crate and nowhere else.
@@ -90,16 +118,17 @@ fn multiply(
     tokens: usize,
     products: &[Product<'_>],
 ) {
-    let is_rounded =
-        |matrix: &Matrix| matrix.layout().is_quantized() && !matches!(isa, Token::Scalar(_));
-    let tiled = is_tiled(isa, tokens);
-    if products.iter().any(|product| is_rounded(product.matrix)) {
-        let cols = x.len() / tokens;
-        if tiled {
-            scratch.rounded.round(pool, isa, x, cols);
-        } else {
-            scratch.activations.quantize(pool, isa, x, cols);
-        }
+    let cols = x.len() / tokens;
+    let any = |arithmetic| {
+        products
+            .iter()
+            .any(|product| product.arithmetic == arithmetic)
+    };
+    if any(Arithmetic::Tiles) {
+        scratch.rounded.round(pool, isa, x, cols);
+    }
+    if any(Arithmetic::Integers) {
+        scratch.activations.quantize(pool, isa, x, cols);
     }
     let Scratch {
         activations,
@@ -121,21 +150,40 @@ fn multiply(
         };
         let scratch = &mut lock(&threads[thread]);
         let (rows, out) = product.task(task, tokens);
-        if !is_rounded(rows.matrix) {
-            let row = &mut scratch.row;
-            return isa.run(MultiplyFloats { x, rows, out, row });
-        }
+        let (matrix, layout) = (rows.matrix, rows.matrix.layout());
         // Chosen here rather than within, so that each format is a function of its own to the compiler.
-        with_format!(
-            rows.matrix.layout(),
-            format => if tiled {
-                let scratch = &mut scratch.tiled;
-                isa.run_tiled(MultiplyTiles { format, activations: rounded, rows, out, scratch });
-            } else {
-                isa.run(MultiplyPanels { format, activations, in_pairs: *in_pairs, rows, out });
-            },
-            _ => unreachable!("float weights are not rounded"),
-        );
+        macro_rules! multiply_tiles {
+            ($weights:expr) => {{
+                let (weights, scratch) = ($weights, &mut scratch.tiled);
+                isa.run_tiled(MultiplyTiles {
+                    weights,
+                    activations: rounded,
+                    out,
+                    scratch,
+                })
+            }};
+        }
+        match product.arithmetic {
+            Arithmetic::Floats => {
+                let row = &mut scratch.row;
+                isa.run(MultiplyFloats { x, rows, out, row });
+            }
+            Arithmetic::Integers => with_format!(
+                layout,
+                format => {
+                    isa.run(MultiplyPanels { format, activations, in_pairs: *in_pairs, rows, out });
+                },
+                _ => unreachable!("float weights are not multiplied in integers"),
+            ),
+            Arithmetic::Tiles => with_format!(
+                layout,
+                format => multiply_tiles!(Panels { format, matrix }),
+                dtype => match dtype {
+                    Dtype::F16 => multiply_tiles!(Floats::<F16>::new(matrix)),
+                    _ => multiply_tiles!(Floats::<Bf16>::new(matrix)),
+                },
+            ),
+        }
     });
 }
 
@@ -169,18 +217,19 @@ impl Columns<'_> {
 struct Product<'a> {
     matrix: &'a Matrix,
     out: SharedSlice<'a, f32>,
+    arithmetic: Arithmetic,
     task_rows: usize,
 }
 
 impl<'a> Product<'a> {
     /// Cuts it for so many threads.
-    fn new(matrix: &'a Matrix, out: &'a mut [f32], threads: usize, tiled: bool) -> Self {
+    fn new(matrix: &'a Matrix, out: &'a mut [f32], threads: usize, arithmetic: Arithmetic) -> Self {
         let rows = matrix.rows();
         let row_bytes = (matrix.bytes_len() / rows.max(1)).max(1);
         // Several tasks a thread, so that one that is held up can leave some to the others.
         let fair = rows.div_ceil(4 * threads);
         // Rows of a group share what they read of the activations. Two panels fill the tiles.
-        let group = if tiled && matrix.layout().is_quantized() {
+        let group = if arithmetic == Arithmetic::Tiles {
             tiled::GROUP_ROWS.min(rows / (2 * threads)) / PAIR_ROWS * PAIR_ROWS
         } else {
             0
@@ -193,6 +242,7 @@ impl<'a> Product<'a> {
         Self {
             matrix,
             out: SharedSlice::new(out),
+            arithmetic,
             task_rows: task_rows.max(1).next_multiple_of(PAIR_ROWS),
         }
     }
@@ -256,23 +306,21 @@ impl<F: Format> Operation for MultiplyPanels<'_, F> {
 }
 
 /// The same in bfloat16, with tiles.
-struct MultiplyTiles<'a, F> {
-    format: F,
+struct MultiplyTiles<'a, W> {
+    weights: W,
     activations: &'a tiled::Activations,
-    rows: Rows<'a>,
     out: Columns<'a>,
     scratch: &'a mut tiled::Scratch,
 }
 
-impl<F: Format> TiledOperation for MultiplyTiles<'_, F> {
+impl<W: Weights> TiledOperation for MultiplyTiles<'_, W> {
     #[inline(always)]
     fn run<S: Simd, U: TileUnit>(self, s: S, unit: U) {
         if !S::INTEGERS {
             unreachable!("tiles come with wider vectors");
         }
-        let Self { format, rows, .. } = self;
-        let (activations, scratch) = (self.activations, self.scratch);
-        tiled::multiply(s, unit, format, &rows, activations, scratch, &self.out);
+        let (weights, activations) = (self.weights, self.activations);
+        tiled::multiply(s, unit, weights, activations, self.scratch, &self.out);
     }
 }
 

@@ -49,6 +49,26 @@ fn gguf_matrix() -> impl Strategy<Value = Matrix> {
     })
 }
 
+/// Of floats of 16 bits, which tiles take.
+#[cfg(target_arch = "x86_64")]
+fn float_matrix() -> impl Strategy<Value = Matrix> {
+    let dtype = prop::sample::select(vec![Dtype::F16, Dtype::Bf16]);
+    (dtype, 1..70_usize, 1..9_usize).prop_flat_map(|(dtype, rows, steps)| {
+        let cols = steps * STEP_COLS;
+        let weights = prop::collection::vec(scale().prop_map(f16::to_f32), rows * cols);
+        weights.prop_map(move |weights| floats(dtype, rows, cols, &weights))
+    })
+}
+
+fn floats(dtype: Dtype, rows: usize, cols: usize, weights: &[f32]) -> Matrix {
+    let bytes = weights.iter().flat_map(|&w| match dtype {
+        Dtype::F32 => w.to_le_bytes().to_vec(),
+        Dtype::F16 => f16::from_f32(w).to_le_bytes().to_vec(),
+        _ => half::bf16::from_f32(w).to_le_bytes().to_vec(),
+    });
+    Matrix::new(dtype, rows, cols, bytes.collect()).unwrap()
+}
+
 fn mlx_matrix() -> impl Strategy<Value = Matrix> {
     let shape = (crate::mlx::tests::format(), 1..70_usize, 1..4_usize);
     shape.prop_flat_map(|(format, rows, groups)| {
@@ -65,7 +85,13 @@ struct Case {
 }
 
 fn case(tokens: Range<usize>) -> impl Strategy<Value = Case> {
-    let matrix = prop_oneof![gguf_matrix(), mlx_matrix()];
+    case_of(prop_oneof![gguf_matrix(), mlx_matrix()], tokens)
+}
+
+fn case_of(
+    matrix: impl Strategy<Value = Matrix>,
+    tokens: Range<usize>,
+) -> impl Strategy<Value = Case> {
     (matrix, tokens).prop_flat_map(|(matrix, tokens)| {
         let x = prop::collection::vec(activation(), tokens * matrix.cols());
         x.prop_map(move |x| Case {
@@ -226,12 +252,7 @@ proptest! {
                 prop::collection::vec(-2.0_f32..2.0, tokens * cols),
             ))
     ) {
-        let bytes = words.iter().flat_map(|&w| match dtype {
-            Dtype::F32 => w.to_le_bytes().to_vec(),
-            Dtype::F16 => f16::from_f32(w).to_le_bytes().to_vec(),
-            _ => half::bf16::from_f32(w).to_le_bytes().to_vec(),
-        });
-        let matrix = Matrix::new(dtype, rows, cols, bytes.collect()).unwrap();
+        let matrix = floats(dtype, rows, cols, &words);
         for cpu in cpus() {
             let mut out = vec![f32::NAN; x.len() / cols * rows];
             cpu.linear(&x, &matrix, &mut out);
@@ -252,8 +273,7 @@ fn long_rows_of_floats_agree() {
     let (rows, cols, tokens) = (2 * 8 + 4 + 3, 8192 + 5, 4 + 2);
     let weights: Vec<f32> = (0..rows * cols).map(|i| (i % 7) as f32 - 3.0).collect();
     let x: Vec<f32> = (0..tokens * cols).map(|i| (i % 5) as f32 - 2.0).collect();
-    let bytes = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
-    let matrix = Matrix::new(Dtype::F32, rows, cols, bytes).unwrap();
+    let matrix = floats(Dtype::F32, rows, cols, &weights);
     for cpu in cpus() {
         let mut out = vec![f32::NAN; tokens * rows];
         cpu.linear(&x, &matrix, &mut out);
@@ -273,10 +293,11 @@ proptest! {
     /// With tiles that compute by their definition, and with those of the processor where it has them.
     #[cfg(target_arch = "x86_64")]
     #[test]
-    fn tiled_products_agree(case in case(tiled::TOKENS_MIN..80)) {
+    fn tiled_products_agree(
+        case in case_of(prop_oneof![gguf_matrix(), mlx_matrix(), float_matrix()], tiled::TOKENS_MIN..80)
+    ) {
         let Case { matrix, x } = case;
         let (layout, rows, cols) = (matrix.layout(), matrix.rows(), matrix.cols());
-        prop_assume!(layout.is_quantized());
         let out = product(2, modelled(), &matrix, &x);
         for (i, &out) in out.iter().enumerate() {
             let (exact, bound) = tiled_definition(&matrix, i % rows, &x[i / rows * cols..][..cols]);
@@ -348,8 +369,7 @@ fn panels_read_in_pairs_give_the_same_bits() {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn large_tiled_products_agree() {
-    for (dtype, cols) in [(Dtype::Q8_0, 16 * 32 + 64), (Dtype::Q4K, 16 * 32 + 256)] {
-        let (rows, tokens) = (16 * 32 + 40, 16 * 32 + 5);
+    let matrix = |dtype: Dtype, rows, cols| {
         let mut bytes = vec![0; dtype.row_bytes(cols).unwrap() * rows];
         for (i, block) in bytes.chunks_exact_mut(dtype.block_bytes()).enumerate() {
             for (j, code) in block.iter_mut().enumerate() {
@@ -360,7 +380,18 @@ fn large_tiled_products_agree() {
                 block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
             }
         }
-        let matrix = Matrix::new(dtype, rows, cols, bytes).unwrap();
+        Matrix::new(dtype, rows, cols, bytes).unwrap()
+    };
+    let (rows, tokens) = (16 * 32 + 40, 16 * 32 + 5);
+    let weights: Vec<f32> = (0..rows * (16 * 32 + 32))
+        .map(|i| (i as f32).sin())
+        .collect();
+    for matrix in [
+        matrix(Dtype::Q8_0, rows, 16 * 32 + 64),
+        matrix(Dtype::Q4K, rows, 16 * 32 + 256),
+        floats(Dtype::F16, rows, 16 * 32 + 32, &weights),
+    ] {
+        let (layout, cols) = (matrix.layout(), matrix.cols());
         let x: Vec<f32> = (0..tokens * cols)
             .map(|i| (i as f32 * 0.37).sin())
             .collect();
@@ -371,15 +402,15 @@ fn large_tiled_products_agree() {
                 let error = (f64::from(out[token * rows + row]) - exact).abs();
                 assert!(
                     error <= bound,
-                    "{dtype}, row {row}, token {token}: off by {error}, not {bound}"
+                    "{layout:?}, row {row}, token {token}: off by {error}, not {bound}"
                 );
             }
         }
         let out = bits(out);
         let last = bits(product(3, modelled(), &matrix, &x[x.len() - 40 * cols..]));
-        assert_eq!(last, out[out.len() - last.len()..], "{dtype}");
+        assert_eq!(last, out[out.len() - last.len()..], "{layout:?}");
         if let Some(amx) = Token::new(Isa::Amx) {
-            assert_eq!(bits(product(2, amx, &matrix, &x)), out, "{dtype}");
+            assert_eq!(bits(product(2, amx, &matrix, &x)), out, "{layout:?}");
         }
     }
 }
@@ -402,6 +433,7 @@ fn weights_far_below_their_scale_are_kept_in_tiles() {
 #[test]
 fn what_is_not_finite_spoils_its_own_tiled_outputs_only() {
     let (rows, cols, tokens) = (33, 256, tiled::TOKENS_MIN + 2);
+    let mut matrices = Vec::new();
     for dtype in Dtype::ALL.into_iter().filter(|dtype| dtype.is_quantized()) {
         for (code, bad) in [(0, 0xffff), (1, 0x7e00), (0, 0x7c00), (1, 0xfc00)] {
             let mut bytes = vec![code; dtype.row_bytes(cols).unwrap() * rows];
@@ -416,18 +448,45 @@ fn what_is_not_finite_spoils_its_own_tiled_outputs_only() {
                     block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
                 }
             }
-            let matrix = Matrix::new(dtype, rows, cols, bytes).unwrap();
-            let mut x = vec![1.0; tokens * cols];
-            x[7 * cols + 9] = f32::from_bits(0x7fff_ffff);
-            x[20 * cols + 9] = f32::INFINITY;
-            for (i, out) in product(1, modelled(), &matrix, &x).into_iter().enumerate() {
-                let spoilt = i % rows == 3 || [7, 20].contains(&(i / rows));
-                assert_eq!(
-                    out.is_finite(),
-                    !spoilt,
-                    "{dtype} {code} {bad:x}: {out} at {i}"
-                );
-            }
+            matrices.push(Matrix::new(dtype, rows, cols, bytes).unwrap());
         }
+    }
+    for dtype in [Dtype::F16, Dtype::Bf16] {
+        for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            let mut weights = vec![1.0; rows * cols];
+            weights[3 * cols + 40] = bad;
+            matrices.push(floats(dtype, rows, cols, &weights));
+        }
+    }
+    let mut x = vec![1.0; tokens * cols];
+    x[7 * cols + 9] = f32::from_bits(0x7fff_ffff);
+    x[20 * cols + 9] = f32::INFINITY;
+    for (number, matrix) in matrices.iter().enumerate() {
+        let layout = matrix.layout();
+        for (i, out) in product(1, modelled(), matrix, &x).into_iter().enumerate() {
+            let spoilt = i % rows == 3 || [7, 20].contains(&(i / rows));
+            assert_eq!(
+                out.is_finite(),
+                !spoilt,
+                "{layout:?}, matrix {number}: {out} at {i}"
+            );
+        }
+    }
+}
+
+/// Those of 32 bits, and those whose rows are no whole steps.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn other_floats_are_not_rounded() {
+    let (rows, tokens) = (33, tiled::TOKENS_MIN);
+    for (dtype, cols) in [(Dtype::F32, 64), (Dtype::F16, 63), (Dtype::Bf16, 65)] {
+        // What bfloat16 has no bits for; sums of its products are exact.
+        let x = 1.0 + 2.0_f32.powi(-8);
+        let matrix = floats(dtype, rows, cols, &vec![x; rows * cols]);
+        let mut weights = vec![0.0; cols];
+        matrix.dequantize_row(0, &mut weights);
+        let exact = cols as f32 * weights[0] * x;
+        let out = product(1, modelled(), &matrix, &vec![x; tokens * cols]);
+        assert_eq!(out, vec![exact; tokens * rows], "{dtype}");
     }
 }

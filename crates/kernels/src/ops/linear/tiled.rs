@@ -9,18 +9,16 @@
 
 use std::ops::Range;
 
-use crate::Matrix;
 use crate::arch::Simd;
-use crate::arch::tiles::{
-    SIDE, STEP_COLS, Square, Start, TILE_ROWS, Tile, TileUnit, Tiles, ZERO, pairs,
-};
-use crate::formats::{CHUNK, Format, Lanes, PANEL_ROWS, Scales, Shape};
+use crate::arch::tiles::{SIDE, Square, Start, TILE_ROWS, Tile, TileUnit, Tiles, ZERO};
 
-use super::{Columns, Rows};
+use super::Columns;
 
 mod activations;
+mod weights;
 
 pub(crate) use activations::Activations;
+pub(crate) use weights::{Floats, Panels, Weights};
 
 /// Fewest tokens of a batch that are worth it: rounding the weights takes as long as multiplying them with some tens of tokens.
 pub(crate) const TOKENS_MIN: usize = 32;
@@ -28,9 +26,6 @@ pub(crate) const TOKENS_MIN: usize = 32;
 /// Rows that go through the activations together, and squares of tokens that they take at a time: a megabyte of sums.
 pub(crate) const GROUP_ROWS: usize = 16 * SIDE;
 const TOKEN_SQUARES: usize = 16;
-const CACHE_LINE_BYTES: usize = 64;
-
-const _: () = assert!(STEP_COLS == CHUNK && TILE_ROWS == PANEL_ROWS);
 
 /// Scratch memory of a thread.
 #[derive(Default)]
@@ -41,13 +36,12 @@ pub(crate) struct Scratch {
     sums: Vec<Square>,
 }
 
-/// Computes `rows`, which start with a panel, for all tokens.
+/// Computes all rows of `out`, which start with a panel, for all tokens.
 #[inline(always)]
-pub(crate) fn multiply<S: Simd, F: Format, U: TileUnit>(
+pub(crate) fn multiply<S: Simd, W: Weights, U: TileUnit>(
     s: S,
     unit: U,
-    format: F,
-    rows: &Rows<'_>,
+    weights: W,
     activations: &Activations,
     scratch: &mut Scratch,
     out: &Columns<'_>,
@@ -55,11 +49,10 @@ pub(crate) fn multiply<S: Simd, F: Format, U: TileUnit>(
     let mut tiles = unit.tiles();
     let token_squares = out.tokens.div_ceil(SIDE);
     for token in (0..token_squares).step_by(TOKEN_SQUARES) {
-        for row in rows.range.clone().step_by(GROUP_ROWS) {
+        for row in out.range.clone().step_by(GROUP_ROWS) {
             let group = Group {
-                format,
-                matrix: rows.matrix,
-                rows: row..rows.range.end.min(row + GROUP_ROWS),
+                weights,
+                rows: row..out.range.end.min(row + GROUP_ROWS),
                 activations,
                 tokens: token..token_squares.min(token + TOKEN_SQUARES),
             };
@@ -70,16 +63,15 @@ pub(crate) fn multiply<S: Simd, F: Format, U: TileUnit>(
 }
 
 /// What is multiplied at a time.
-struct Group<'a, F> {
-    format: F,
-    matrix: &'a Matrix,
+struct Group<'a, W> {
+    weights: W,
     rows: Range<usize>,
     activations: &'a Activations,
     /// Squares of them.
     tokens: Range<usize>,
 }
 
-impl<F: Format> Group<'_, F> {
+impl<W: Weights> Group<'_, W> {
     /// Returns the sums: for each square of rows, a square for each of tokens.
     #[inline(always)]
     fn sums<'a, S: Simd, T: Tiles>(
@@ -98,17 +90,17 @@ impl<F: Format> Group<'_, F> {
         let sums = &mut sums[..squares];
         for block in 0..activations.blocks() {
             let start = if block == 0 { Start::Zero } else { Start::Sums };
-            let weights = &mut weights[..activations.steps(block)];
+            let steps = activations.steps(block);
+            let weights = &mut weights[..steps.len()];
             for (i, sums) in sums.chunks_exact_mut(tokens).enumerate() {
                 // A square of which one panel is not there keeps old weights in its place; nobody reads those sums.
                 for (half, panel) in self.panels(i).enumerate() {
-                    round(s, self.format, self.block(panel, block), half, weights);
+                    self.weights
+                        .round(s, tiles, panel, steps.clone(), half, weights);
                 }
                 // The next ones begin where no processor expects them.
                 for panel in self.panels(i + 1) {
-                    for line in self.block(panel, block).chunks(CACHE_LINE_BYTES) {
-                        s.prefetch(line.as_ptr());
-                    }
+                    self.weights.prefetch(s, panel, steps.clone());
                 }
                 for (token, sums) in self.tokens.clone().zip(sums) {
                     let activations = activations.square(block, token);
@@ -119,23 +111,11 @@ impl<F: Format> Group<'_, F> {
         sums
     }
 
-    /// Returns the panels of square `i` of rows, two or fewer.
+    /// Returns the first rows of the panels of square `i`, two or fewer.
     #[inline(always)]
-    fn panels(&self, i: usize) -> impl Iterator<Item = &[u8]> {
+    fn panels(&self, i: usize) -> impl Iterator<Item = usize> + use<W> {
         let first = self.rows.start + i * SIDE;
-        let rows = first..self.rows.end.min(first + SIDE);
-        rows.step_by(PANEL_ROWS)
-            .map(|row| self.matrix.panel(row / PANEL_ROWS))
-    }
-
-    /// Returns the weights of a block of columns of a panel.
-    #[inline(always)]
-    fn block<'a>(&self, panel: &'a [u8], block: usize) -> &'a [u8] {
-        let Shape { bytes, chunks, .. } = self.format.shape();
-        let steps = self.activations.block_steps();
-        debug_assert!(steps.is_multiple_of(chunks), "blocks are whole");
-        let most = steps / chunks * PANEL_ROWS * bytes;
-        &panel[block * most..panel.len().min((block + 1) * most)]
+        (first..self.rows.end.min(first + SIDE)).step_by(TILE_ROWS)
     }
 
     /// Writes the sums, token by token.
@@ -158,69 +138,3 @@ impl<F: Format> Group<'_, F> {
         }
     }
 }
-
-/// Rounds weights of a panel to tile `half` of each step.
-#[inline(always)]
-fn round<S: Simd, F: Format>(s: S, format: F, records: &[u8], half: usize, to: &mut [[Tile; 2]]) {
-    let Shape { bytes, chunks, .. } = format.shape();
-    let records = records.chunks_exact(PANEL_ROWS * bytes);
-    for (record, to) in records.zip(to.chunks_exact_mut(chunks)) {
-        for first in (0..PANEL_ROWS).step_by(S::LANES) {
-            let lanes = Lanes { record, first };
-            let header = format.header(s, lanes);
-            for (i, to) in to.iter_mut().enumerate() {
-                let scales = format.scales(s, &header, lanes, i);
-                let chunk = format.chunk(lanes, i);
-                let lines = to[half].0.as_chunks_mut::<2>().0;
-                for (group, lines) in lines.iter_mut().enumerate() {
-                    let (scale, min) = line::<S, F>(s, &scales, group / 4);
-                    let quants = format.quants(s, chunk, i, group);
-                    let mut weights = [min; 4];
-                    for (byte, weight) in weights.iter_mut().enumerate() {
-                        *weight = s.mul_add(value::<S, F>(s, quants, 8 * byte as u32), scale, min);
-                    }
-                    let [a, b, c, d] = weights;
-                    s.store_halves(pairs(s, a, b), &mut lines[0][2 * first..]);
-                    s.store_halves(pairs(s, c, d), &mut lines[1][2 * first..]);
-                }
-            }
-        }
-    }
-}
-
-/// Returns the byte of each lane from this bit on, as a float; without minimums with [`ABOVE`] added, which a mantissa does sooner
-/// than a conversion, and which [`line`] takes off.
-#[inline(always)]
-fn value<S: Simd, F: Format>(s: S, quants: S::I32, bit: u32) -> S::F32 {
-    if F::MINS {
-        return s.to_f32(s.and(s.shift_right(quants, bit), 0xff));
-    }
-    let bits = match bit.checked_sub(ABOVE_BIT) {
-        Some(down) => s.shift_right(quants, down),
-        None => s.shift_left(quants, ABOVE_BIT - bit),
-    };
-    let above = s.bits(s.splat(ABOVE));
-    s.with_bits(s.or(s.and(bits, 0xff << ABOVE_BIT), above))
-}
-
-/// Returns what makes weights of [`value`]s in one half of a chunk: `value × first + second`.
-///
-/// Without minimums the second is exact where a scale has 16 bits, and else off by less than 2^-15 of the smallest weight. With them it
-/// could not be: a minimum may be far below the scale. A NaN becomes infinite, as rounding may lose its bits; products with it are
-/// not finite either way, nor are those with a scale from 2^119 on.
-#[inline(always)]
-fn line<S: Simd, F: Format>(s: S, scales: &Scales<S>, half: usize) -> (S::F32, S::F32) {
-    const { assert!(!F::MINS || F::ZERO == 0) };
-    let most = s.splat(f32::INFINITY);
-    let scale = s.min(scales.scales[if F::HALVES { half } else { 0 }], most);
-    let below = if F::MINS {
-        s.min(scales.min, most)
-    } else {
-        s.mul(s.splat(-ABOVE - f32::from(F::ZERO)), scale)
-    };
-    (scale, below)
-}
-
-/// A float in whose mantissa a byte counts as what it is, from this bit on.
-const ABOVE: f32 = 256.0;
-const ABOVE_BIT: u32 = f32::MANTISSA_DIGITS - 1 - 8;

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use crate::arch::tiles::{SIDE, STEP_COLS, TILE_ROWS, Tile};
 use crate::arch::{Operation, Simd};
 use crate::pool::Pool;
@@ -46,14 +48,15 @@ impl Activations {
     }
 
     /// Returns the steps of a block: fewer in the last.
-    pub(super) fn steps(&self, block: usize) -> usize {
-        self.block_steps.min(self.steps - block * self.block_steps)
+    pub(super) fn steps(&self, block: usize) -> Range<usize> {
+        let first = block * self.block_steps;
+        first..self.steps.min(first + self.block_steps)
     }
 
     /// Returns the steps of a block for tokens `32 × square..`.
     pub(super) fn square(&self, block: usize, square: usize) -> &[[Tile; 2]] {
         let steps = self.steps(block);
-        &self.tiles[block * self.block_steps * self.squares + square * steps..][..steps]
+        &self.tiles[steps.start * self.squares + square * steps.len()..][..steps.len()]
     }
 }
 
@@ -64,7 +67,7 @@ const FEW_SQUARES: usize = 4;
 struct RoundBlock<'a> {
     x: &'a [f32],
     cols: usize,
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
     tiles: &'a mut [[Tile; 2]],
 }
 
@@ -93,8 +96,9 @@ impl Operation for RoundBlock<'_> {
     }
 }
 
+/// Returns the bits of the nearest bfloat16, ties to even.
 #[inline(always)]
-fn nearest(x: f32) -> u16 {
+pub(super) fn nearest(x: f32) -> u16 {
     let bits = x.to_bits();
     let odd = bits >> 16 & 1;
     let rounded = (bits.wrapping_add(0x7fff + odd) >> 16) as u16;
