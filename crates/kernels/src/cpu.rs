@@ -124,7 +124,8 @@ impl Cpu {
     ///
     /// With [`Isa::Scalar`] or float weights this is in `f32`. Otherwise activations are rounded to 8 bits
     /// in blocks of 32, which moves an output by at most `Σ over blocks of max |x| / 254 × Σ |w|`. With [`Isa::Amx`] and 32 tokens or
-    /// more, both sides are rounded to bfloat16 instead, which moves it by about `Σ |w x| / 128` at most.
+    /// more, both sides are rounded to bfloat16 instead, which moves it by about `Σ |w x| / 128` at most; not those of `f32` weights,
+    /// nor of floats whose number of columns is no multiple of 32.
     ///
     /// # Panics
     /// If the shapes do not fit.

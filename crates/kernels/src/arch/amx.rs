@@ -134,7 +134,7 @@ fn agrees_with_definition(unit: Unit) -> bool {
     })
 }
 
-/// Proof that there are tiles this process may use.
+/// Proof that there are AVX-512 and tiles that this process may use.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Unit(());
 
@@ -255,42 +255,38 @@ impl Tiles for AmxTiles {
         // SAFETY: a `Unit`, of which these tiles were made, proves AVX-512. What is loaded and stored has 64 bytes, and in tiles lies
         // at multiples of them.
         unsafe {
-            let mut pairs = [_mm512_setzero_si512(); TILE_ROWS];
-            for (pairs, row) in pairs.iter_mut().zip(&rows.0) {
-                *pairs = _mm512_load_si512(row.as_ptr().cast());
+            let mut lines = [_mm512_setzero_si512(); TILE_ROWS];
+            for (line, row) in lines.iter_mut().zip(&rows.0) {
+                *line = _mm512_load_si512(row.as_ptr().cast());
             }
             for (bit, places) in SWAPS.iter().enumerate() {
                 let upper = _mm512_loadu_si512(places[0].as_ptr().cast());
                 let lower = _mm512_loadu_si512(places[1].as_ptr().cast());
                 for i in (0..TILE_ROWS).filter(|i| i & 1 << bit == 0) {
-                    let (a, b) = (pairs[i], pairs[i | 1 << bit]);
-                    pairs[i] = _mm512_permutex2var_epi32(a, upper, b);
-                    pairs[i | 1 << bit] = _mm512_permutex2var_epi32(a, lower, b);
+                    let (a, b) = (lines[i], lines[i | 1 << bit]);
+                    lines[i] = _mm512_permutex2var_epi32(a, upper, b);
+                    lines[i | 1 << bit] = _mm512_permutex2var_epi32(a, lower, b);
                 }
             }
-            for (to, pairs) in turned.0.iter_mut().zip(pairs) {
-                _mm512_store_si512(to.as_mut_ptr().cast(), pairs);
+            for (to, line) in turned.0.iter_mut().zip(lines) {
+                _mm512_store_si512(to.as_mut_ptr().cast(), line);
             }
         }
         turned
     }
 }
 
-/// For each bit of the numbers of rows and columns: of two rows that differ in it, where the upper and the lower find what they hold
-/// once it has been exchanged between rows and columns. From `TILE_ROWS` on, places are in the lower.
-const SWAPS: [[[u32; TILE_ROWS]; 2]; 4] = {
+/// A transposition, one bit of the numbers of rows and columns at a time: for each bit, what the row without it and the row with it
+/// take from the two; from `TILE_ROWS` on, from the latter.
+static SWAPS: [[[u32; TILE_ROWS]; 2]; 4] = {
     let mut swaps = [[[0; TILE_ROWS]; 2]; 4];
     let mut i = 0;
     while i < 4 * TILE_ROWS {
         let (bit, column) = (i / TILE_ROWS, i % TILE_ROWS);
-        let other = column ^ 1 << bit;
-        let places = if column < other {
-            [column, other]
-        } else {
-            [TILE_ROWS + other, TILE_ROWS + column]
-        };
-        swaps[bit][0][column] = places[0] as u32;
-        swaps[bit][1][column] = places[1] as u32;
+        let mask = 1 << bit;
+        let from = if column & mask == 0 { 0 } else { TILE_ROWS };
+        swaps[bit][0][column] = (from + (column & !mask)) as u32;
+        swaps[bit][1][column] = (from + (column | mask)) as u32;
         i += 1;
     }
     swaps

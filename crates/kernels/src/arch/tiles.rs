@@ -1,6 +1,6 @@
 //! Products of tiles of bfloat16, over which the products of many tokens are written ([`crate::ops::linear`]).
 //!
-//! One operation is all there is, so that a processor's tiles are a few instructions and [`define`] says in plain Rust
+//! One operation is all there is but a change of layout, so that a processor's tiles are a few instructions and [`define`] says in plain Rust
 //! what they compute. Tests run the products over that definition on every x86-64 machine; a processor's tiles are
 //! compared with it before they are used.
 
@@ -167,6 +167,7 @@ impl Tiles for Model {
         define(activations, weights, start, sums);
     }
 
+    #[inline(always)]
     fn turned(&self, rows: &Tile) -> Tile {
         let mut turned = Tile::ZERO;
         for (r, row) in rows.0.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Products in `f32`: float weights, and on the scalar instruction set every format, row by row
+//! Products in `f32`: float weights that stay out of tiles, and on the scalar instruction set every format, row by row
 //! through its definition.
 
 use std::marker::PhantomData;

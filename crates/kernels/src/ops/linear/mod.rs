@@ -95,11 +95,11 @@ enum Arithmetic {
 impl Arithmetic {
     fn of(matrix: &Matrix, isa: Token, tokens: usize) -> Self {
         let layout = matrix.layout();
-        // Whoever keeps 32 bits wants them: of experts' gates, for one.
-        let has_tiles = isa.has_tiles()
+        // Whoever keeps 32 bits wants them. Rows of floats need not be whole steps.
+        let fits_tiles = isa.has_tiles()
             && layout != Layout::Gguf(Dtype::F32)
             && matrix.cols().is_multiple_of(STEP_COLS);
-        if has_tiles && tokens >= tiled::TOKENS_MIN {
+        if fits_tiles && tokens >= tiled::TOKENS_MIN {
             Self::Tiles
         } else if layout.is_quantized() && !matches!(isa, Token::Scalar(_)) {
             Self::Integers
@@ -180,7 +180,8 @@ fn multiply(
                 format => multiply_tiles!(Panels { format, matrix }),
                 dtype => match dtype {
                     Dtype::F16 => multiply_tiles!(Floats::<F16>::new(matrix)),
-                    _ => multiply_tiles!(Floats::<Bf16>::new(matrix)),
+                    Dtype::Bf16 => multiply_tiles!(Floats::<Bf16>::new(matrix)),
+                    _ => unreachable!("no other floats go through tiles"),
                 },
             ),
         }
@@ -207,7 +208,7 @@ impl Columns<'_> {
     fn write(&self, token: usize, first: usize, values: &[f32]) {
         assert!(self.range.start <= first && first + values.len() <= self.range.end);
         let start = token * self.rows + first;
-        // SAFETY: `Products` gives each task rows of its own, `values` lies within them as just
+        // SAFETY: `Product` gives each task rows of its own, `values` lies within them as just
         // asserted, and the part is not kept.
         unsafe { self.out.slice(start..start + values.len()) }.copy_from_slice(values);
     }

@@ -1,6 +1,6 @@
 //! Products of many tokens in tiles of bfloat16.
 //!
-//! Weights and activations are rounded to bfloat16, 8 bits of mantissa, and their products are summed in `f32`: closer to the
+//! Weights and activations are rounded to bfloat16, 8 bits of mantissa, and their products are summed in `f32`: for quantised weights closer to the
 //! definition than the integers of [`super::panel`], where the largest of a block takes most of the bits. Every output
 //! is summed in the order of its columns, whatever the batch and the threads.
 //!

@@ -27,11 +27,11 @@ pub(crate) trait Weights: Copy {
         to: &mut [[Tile; 2]],
     );
 
-    /// Asks for the same weights.
+    /// Asks for what [`round`](Self::round) will read.
     fn prefetch<S: Simd>(self, s: S, row: usize, steps: Range<usize>);
 }
 
-/// Those of panels.
+/// Quantised weights, in panels.
 #[derive(Clone, Copy)]
 pub(crate) struct Panels<'a, F> {
     pub(crate) format: F,
@@ -134,7 +134,7 @@ fn line<S: Simd, F: Format>(s: S, scales: &Scales<S>, half: usize) -> (S::F32, S
 const ABOVE: f32 = 256.0;
 const ABOVE_BIT: u32 = f32::MANTISSA_DIGITS - 1 - 8;
 
-/// Those of rows of floats.
+/// Weights of 16-bit floats, in rows.
 #[derive(Clone, Copy)]
 pub(crate) struct Floats<'a, F> {
     matrix: &'a Matrix,
