@@ -178,7 +178,8 @@ impl SplitPlan {
 }
 
 /// Feed-forward columns move between ranks in whole blocks where that leaves enough of them to follow the shares;
-/// smaller units cost a little, since slices are then widened.
+/// smaller units cost a little, since slices are then widened. Floats have blocks of 32 as well: tiles multiply so many
+/// at a time.
 fn ffn_unit(spec: &ModelSpec, world: usize) -> usize {
     let block = spec
         .blocks
@@ -186,7 +187,7 @@ fn ffn_unit(spec: &ModelSpec, world: usize) -> usize {
         .map(|block| block.down.dtype.block_len())
         .max()
         .unwrap_or(1);
-    [block, 32]
+    [block.max(32), 32]
         .into_iter()
         .find(|unit| spec.ffn_width.is_multiple_of(*unit) && spec.ffn_width / unit >= 4 * world)
         .unwrap_or(1)
@@ -327,6 +328,17 @@ mod tests {
         ] {
             SPECS.iter().for_each(|spec| check(spec, shares));
         }
+    }
+
+    #[test]
+    fn floats_are_cut_in_whole_steps_of_tiles() {
+        let spec = ModelSpec {
+            ffn_width: 43 * 32,
+            ..spec(&TinyConfig::wide(Dtype::F16))
+        };
+        let plan = plan(&spec, &[1, 1, 1]);
+        let parts = [0, 1, 2].map(|rank| plan.part(Axis::Ffn, rank).len());
+        assert_eq!(parts, [15 * 32, 14 * 32, 14 * 32]);
     }
 
     #[test]
