@@ -1,4 +1,3 @@
-use std::alloc::{self, Layout};
 use std::fmt;
 use std::ops::Range;
 
@@ -6,7 +5,7 @@ use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use serde::{Deserialize, Serialize};
 
-use crate::machine;
+use crate::zeroed::Zeroed;
 
 /// What a [`KvCache`] keeps its numbers as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -76,9 +75,9 @@ pub struct KvCache {
 #[derive(Debug)]
 enum Store {
     /// Bits of half-precision numbers.
-    F16(Vec<u16>),
+    F16(Zeroed<u16>),
     /// Integers, and what one of them counts: for each run the scales of its keys, then of its values, `token_stride` of both.
-    Q8(Vec<i8>, Vec<f32>),
+    Q8(Zeroed<i8>, Zeroed<f32>),
 }
 
 /// The system refuses the memory of a cache.
@@ -111,11 +110,12 @@ impl KvCache {
         let scales = runs.saturating_mul(product(&[2, token_stride]));
         let (store, bytes) = match shape.format {
             KvFormat::F16 => (
-                zeroed(numbers).map(Store::F16),
+                Zeroed::new(numbers).map(Store::F16),
                 numbers.saturating_mul(size_of::<u16>() as u128),
             ),
             KvFormat::Q8 => (
-                zeroed(numbers).and_then(|numbers| Some(Store::Q8(numbers, zeroed(scales)?))),
+                Zeroed::new(numbers)
+                    .and_then(|numbers| Some(Store::Q8(numbers, Zeroed::new(scales)?))),
                 numbers.saturating_add(scales.saturating_mul(size_of::<f32>() as u128)),
             ),
         };
@@ -326,38 +326,6 @@ fn count(unit: f32) -> impl Fn(&[f32], &mut [i8]) {
         }
     }
 }
-
-/// Reserves zeros that take no memory before they are used; `None` when the system refuses them.
-fn zeroed<E: Zeros>(elements: u128) -> Option<Vec<E>> {
-    let elements = usize::try_from(elements).ok()?;
-    if elements == 0 {
-        return Some(Vec::new());
-    }
-    let layout = Layout::array::<E>(elements).ok()?;
-    // SAFETY: the layout is not empty.
-    let start = unsafe { alloc::alloc_zeroed(layout) };
-    if start.is_null() {
-        return None;
-    }
-    machine::advise_huge_pages(start, layout.size());
-    // SAFETY:
-    // - `start` comes from the global allocator, with the layout of a vector of this capacity
-    // - every element is initialised: all zeros are one
-    Some(unsafe { Vec::from_raw_parts(start.cast(), elements, elements) })
-}
-
-/// Numbers.
-///
-/// # Safety
-/// All zeros are one.
-unsafe trait Zeros {}
-
-// SAFETY: every pattern of bits is an integer.
-unsafe impl Zeros for u16 {}
-// SAFETY: as above.
-unsafe impl Zeros for i8 {}
-// SAFETY: these bits are `0.0`.
-unsafe impl Zeros for f32 {}
 
 #[cfg(test)]
 mod tests {

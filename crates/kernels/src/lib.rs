@@ -38,6 +38,7 @@ mod mlx;
 mod ops;
 mod panels;
 mod pool;
+mod zeroed;
 
 pub use cpu::{Cpu, CpuConfig, CpuError};
 pub use dtype::Dtype;

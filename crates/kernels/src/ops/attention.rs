@@ -11,10 +11,10 @@ mod partial;
 mod prompt;
 mod tiling;
 
-use part::{AttendPart, PartScratch};
+use part::{PartScratch, attend_part};
 use partial::{Merge, Partial, PartialShape};
 use prompt::{AttendPrompt, PromptScratch};
-use tiling::{TILES_PER_THREAD, Tile, Tiling};
+use tiling::{Bundle, TILES_PER_THREAD, Tiling};
 
 /// Consecutive queries of one sequence.
 #[derive(Debug, Clone, Copy)]
@@ -105,7 +105,7 @@ impl Scratch {
 }
 
 impl Attention<'_> {
-    /// Computes all heads of all tokens. Tasks are tiles of queries, or their parts where tiles are too few for the threads.
+    /// Computes all heads of all tokens. Tasks are bundles of queries, or their parts where bundles are too few for the threads.
     pub(crate) fn run(&self, pool: &Pool, isa: Token, scratch: &Scratch, out: &mut [f32]) {
         let out = SharedSlice::new(out);
         let tiling = Tiling::new(self.spans, self.heads, isa.has_tiles(), pool.threads());
@@ -113,22 +113,22 @@ impl Attention<'_> {
             return self.run_parts(pool, isa, scratch, &tiling, &out);
         }
         pool.run(tiling.len(), |thread, task| {
-            let tile = tiling.tile(task);
+            let bundle = tiling.bundle(task);
             let ThreadScratch { attend, partials } = &mut *lock(&scratch.threads[thread]);
-            let shape = self.partial(tile.queries_max);
+            let shape = self.partial(bundle.room());
             partials.resize(2 * shape.len(), 0.0);
             let (sum, new) = partials.split_at_mut(shape.len());
             let mut sum = Partial::empty(sum, shape);
-            for i in 0..self.parts(tile.end) {
+            for i in 0..self.parts(bundle.end()) {
                 let mut new = Partial::empty(new, shape);
-                self.attend(isa, &tile, i, attend, &mut new);
+                self.attend(isa, &bundle, i, attend, &mut new);
                 isa.run(Merge(&mut sum, &new));
             }
-            self.finish(isa, &tile, &sum, &out);
+            self.finish(isa, &bundle, &sum, &out);
         });
     }
 
-    /// Computes the parts of all tiles side by side, then merges those of each tile.
+    /// Computes the parts of all bundles side by side, then merges those of each bundle.
     fn run_parts(
         &self,
         pool: &Pool,
@@ -137,14 +137,14 @@ impl Attention<'_> {
         tiling: &Tiling<'_>,
         out: &SharedSlice<'_, f32>,
     ) {
-        let queries = self.spans.iter().map(|span| tiling.queries_max(span));
+        let queries = self.spans.iter().map(|span| tiling.bundle_max(span));
         let len = self.partial(queries.max().unwrap_or(0)).len();
         let PartsScratch { results, starts } = &mut *lock(&scratch.parts);
         let mut parts = 0;
         starts.clear();
-        starts.extend((0..tiling.len()).map(|tile| {
+        starts.extend((0..tiling.len()).map(|bundle| {
             let start = parts;
-            parts += self.parts(tiling.tile(tile).end);
+            parts += self.parts(tiling.bundle(bundle).end());
             start
         }));
         starts.push(parts);
@@ -155,42 +155,42 @@ impl Attention<'_> {
         let result = |i: usize| unsafe { results.slice(i * len..(i + 1) * len) };
         pool.run(parts, |thread, task| {
             let place = starts.partition_point(|start| *start <= task) - 1;
-            let (tile, i) = (tiling.tile(place), task - starts[place]);
+            let (bundle, i) = (tiling.bundle(place), task - starts[place]);
             let attend = &mut lock(&scratch.threads[thread]).attend;
-            let mut new = Partial::empty(result(task), self.partial(tile.queries_max));
-            self.attend(isa, &tile, i, attend, &mut new);
+            let mut new = Partial::empty(result(task), self.partial(bundle.room()));
+            self.attend(isa, &bundle, i, attend, &mut new);
         });
         pool.run(tiling.len(), |_, task| {
-            let tile = tiling.tile(task);
-            let shape = self.partial(tile.queries_max);
+            let bundle = tiling.bundle(task);
+            let shape = self.partial(bundle.room());
             let mut sum = Partial::of(result(starts[task]), shape);
             for i in starts[task] + 1..starts[task + 1] {
                 isa.run(Merge(&mut sum, &Partial::of(result(i), shape)));
             }
-            self.finish(isa, &tile, &sum, out);
+            self.finish(isa, &bundle, &sum, out);
         });
     }
 
-    /// Computes the attention of a tile over part `i` of its positions.
+    /// Computes the attention of a bundle over part `i` of its positions.
     fn attend(
         &self,
         isa: Token,
-        tile: &Tile<'_>,
+        bundle: &Bundle<'_>,
         i: usize,
         scratch: &mut AttendScratch,
         out: &mut Partial<'_>,
     ) {
         let AttendScratch { part, prompt } = scratch;
-        if tile.is_prompt {
+        if bundle.is_prompt {
             isa.run_tiled(AttendPrompt {
                 attention: self,
-                tile,
+                tile: &bundle.tile(bundle.kv_heads.start),
                 part: i,
                 scratch: prompt,
                 out,
             });
         } else {
-            isa.run(AttendPart::new(self, tile, i, part, out));
+            attend_part(isa, self, bundle, i, part, out);
         }
     }
 
@@ -203,7 +203,9 @@ impl Attention<'_> {
             longest = longest.max(parts);
             all += parts * tiling.count(span);
         }
-        longest > 1 && (tiling.len() < TILES_PER_THREAD * threads || longest * threads > all)
+        threads > 1
+            && longest > 1
+            && (tiling.len() < TILES_PER_THREAD * threads || longest * threads > all)
     }
 
     /// Returns the parts that `positions` from the first one on make.
@@ -222,18 +224,26 @@ impl Attention<'_> {
         }
     }
 
-    fn finish(&self, isa: Token, tile: &Tile<'_>, sum: &Partial<'_>, out: &SharedSlice<'_, f32>) {
+    fn finish(
+        &self,
+        isa: Token,
+        bundle: &Bundle<'_>,
+        sum: &Partial<'_>,
+        out: &SharedSlice<'_, f32>,
+    ) {
         let head_dim = self.cache.shape().head_dim;
-        for (q, i) in tile.range.clone().enumerate() {
-            let start = tile.row(i, self.heads.heads) * head_dim;
-            // SAFETY: each row of the output belongs to one query, each query to one tile, and
-            // each tile to one task; the part is not kept.
-            let out = unsafe { out.slice(start..start + head_dim) };
-            isa.run(Divide {
-                sums: sum.sums(q),
-                by: sum.totals[q],
-                out,
-            });
+        for (place, tile) in bundle.tiles() {
+            for (q, i) in (place..).zip(tile.range.clone()) {
+                let start = tile.row(i, self.heads.heads) * head_dim;
+                // SAFETY: each row of the output belongs to one query, each query to one tile, and
+                // each tile to one task; the part is not kept.
+                let out = unsafe { out.slice(start..start + head_dim) };
+                isa.run(Divide {
+                    sums: sum.sums(q),
+                    by: sum.totals[q],
+                    out,
+                });
+            }
         }
     }
 }

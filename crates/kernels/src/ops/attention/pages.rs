@@ -12,7 +12,8 @@ pub(super) struct HeadPages<'a, E, const P: usize> {
     pub(super) pages: &'a [u32],
     /// Positions that are used; the last of them is in the last page.
     pub(super) positions: usize,
-    /// How far ahead, in pages, of one that is read another is asked for.
+    /// What is read after a page and meanwhile asked for: this head of the page so many further on.
+    pub(super) next_head: usize,
     pub(super) ahead: usize,
 }
 
@@ -83,22 +84,23 @@ impl<E: Element, const P: usize> HeadPages<'_, E, P> {
     /// these again, which is cheaper than to leave them out there.
     #[inline(always)]
     pub(super) fn ask<S: Simd>(&self, s: S, page: usize) {
-        let (_, values) = self.page(self.later(page));
+        let (_, values) = self.next(page);
         let len = self.kept.cache.shape().page_tokens / 4 * self.kept.cache.head_stride();
         for i in (0..len).step_by(LINE_BYTES / size_of::<E>()) {
             s.prefetch(values.as_ptr().wrapping_add(i).cast());
         }
     }
 
-    /// Returns the page that takes the place of this one in the next block, or this one after the last.
+    /// Returns the keys and the values of what is read after a page, or those of the next head after the last.
     #[inline(always)]
-    fn later(&self, page: usize) -> usize {
+    fn next(&self, page: usize) -> (&[E], &[E]) {
         let later = page + self.ahead;
-        if later < self.pages.len() {
+        let page = if later < self.pages.len() {
             later
         } else {
             page
-        }
+        };
+        self.kept.head(self.layer, self.pages[page], self.next_head)
     }
 
     /// Returns the keys and the values of a page.
@@ -137,7 +139,7 @@ impl<E: Element, const P: usize> HeadPages<'_, E, P> {
         let mut next = [std::ptr::null(); N];
         for i in 0..N {
             rows[i] = of(self.page(first + i));
-            next[i] = of(self.page(self.later(first + i))).as_ptr();
+            next[i] = of(self.next(first + i)).as_ptr();
         }
         Rows { rows, next, stride }
     }
@@ -247,7 +249,7 @@ impl<E: Element, const N: usize> Rows<'_, E, N> {
             for (i, own) in own.iter_mut().enumerate() {
                 // As long as the loop in `add_vectors` counts, so that it checks no weight's index: that cost the sums their
                 // registers.
-                *own = &weights[q * row + i * page..][..positions.end];
+                *own = &weights[q * row + i * page..][positions.clone()];
             }
         }
         let mut d = 0;
@@ -281,8 +283,8 @@ impl<E: Element, const N: usize> Rows<'_, E, N> {
         let mut rows = self
             .rows
             .map(|rows| rows[start..].chunks_exact(self.stride));
-        for p in positions {
-            let values = self.load::<S, V>(s, &mut rows, p, d);
+        for (p, position) in (0..weights[0][0].len()).zip(positions) {
+            let values = self.load::<S, V>(s, &mut rows, position, d);
             for i in 0..N {
                 for q in 0..Q {
                     let weight = s.splat(weights[q][i][p]);

@@ -53,6 +53,11 @@ impl<'a> Partial<'a> {
         &self.all_sums[query * self.head_stride..][..self.head_stride]
     }
 
+    /// Returns the sums of a query and of those that follow.
+    pub(super) fn sums_from(&mut self, query: usize) -> &mut [f32] {
+        &mut self.all_sums[query * self.head_stride..]
+    }
+
     pub(super) fn sums_mut(&mut self, query: usize) -> &mut [f32] {
         &mut self.all_sums[query * self.head_stride..][..self.head_stride]
     }

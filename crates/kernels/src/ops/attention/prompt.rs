@@ -95,6 +95,7 @@ impl AttendPrompt<'_, '_> {
             pages: &tile.span.pages[..tile.end.div_ceil(page_tokens)],
             positions: tile.end,
             // Keys and values are rounded row by row, as they lie: nobody asks for them before.
+            next_head: tile.kv_head,
             ahead: 0,
         };
         let first = part * attention.part_pages();

@@ -180,7 +180,8 @@ fn tiles_agree_with_vectors_and_do_not_depend_on_the_span() {
 }
 
 /// Spans that are prompts and such that are not, in one call; heads of which this rank has a part, pages from one position to more
-/// than a part; few threads and so many that parts are computed side by side; and scratch memory that has seen other shapes.
+/// than a part; one thread, which reads all heads of a page, and so many that parts are computed side by side; and scratch memory
+/// that has seen other shapes.
 #[test]
 fn prompts_beside_other_spans_do_not_depend_on_threads_or_calls_before() {
     let pools = [1, 3].map(|threads| Pool::new(threads, true, |_| {}).unwrap());
@@ -188,15 +189,15 @@ fn prompts_beside_other_spans_do_not_depend_on_threads_or_calls_before() {
     let spans = [[610, 40], [0, 33], [530, 1], [90, 2]];
     let tokens = Isa::ALL.into_iter().filter_map(Token::new);
     for token in tokens.chain(Token::all_modelled()) {
-        for (format, page_tokens, head_dim) in [
-            (KvFormat::F16, 32, 64),
-            (KvFormat::Q8, 600, 128),
-            (KvFormat::F16, 1, 40),
+        for (format, page_tokens, head_dim, [heads, group, phase]) in [
+            (KvFormat::F16, 32, 64, [4, 3, 2]),
+            (KvFormat::Q8, 600, 128, [4, 3, 2]),
+            (KvFormat::F16, 1, 40, [14, 9, 4]),
         ] {
             let heads = HeadMap {
-                heads: 4,
-                group: 3,
-                phase: 2,
+                heads,
+                group,
+                phase,
             };
             let case = Case::of(format, page_tokens, heads, head_dim, 650);
             let alone = spans.map(|[start, tokens]| case.outputs(token, false, start, tokens));
