@@ -1,7 +1,7 @@
 //! The checks of continuous integration, in order.
 
 use crate::{
-    arm, e2e, instructions, mpi, perplexity, programs, rdma,
+    arm, e2e, instructions, mpi, perplexity, programs, rdma, sanitize,
     shell::{check, command, output, succeeds, target},
 };
 use anyhow::{Context, Result, bail};
@@ -34,6 +34,11 @@ const STEPS: &[Step] = &[
     ),
     step("doctest", "examples in the documentation", doctest),
     step("docs", "documentation build, warnings denied", docs),
+    step(
+        "sanitize",
+        "unsafe code under AddressSanitizer and Miri",
+        sanitize::run_if_fetched,
+    ),
     step(
         "arm",
         "kernels on emulated Arm processors, types on macOS",

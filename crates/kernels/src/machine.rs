@@ -15,7 +15,8 @@ pub(crate) fn advise_huge_pages(start: *const u8, bytes: usize) {
 
 /// Says whether this is a processor of Intel's.
 pub(crate) fn is_intel() -> bool {
-    #[cfg(target_arch = "x86_64")]
+    // Miri does not know the instruction.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         static IS_INTEL: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
         *IS_INTEL.get_or_init(|| {
@@ -26,7 +27,7 @@ pub(crate) fn is_intel() -> bool {
                 == b"GenuineIntel"
         })
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     false
 }
 

@@ -143,7 +143,9 @@ mod tests {
                 let mut out = vec![0.0; expected.len()];
                 let panel = panels.clone().nth(r / PANEL_ROWS).unwrap();
                 dequantize_row(layout, panel, r % PANEL_ROWS, &mut out);
-                let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+                // All NaNs are alike: the language leaves their bits open, and Miri draws them.
+                let bits = |x: f32| (!x.is_nan()).then_some(x.to_bits());
+                let bits = |x: Vec<f32>| x.into_iter().map(bits).collect::<Vec<_>>();
                 prop_assert_eq!(bits(out), bits(expected));
             }
         }
